@@ -1,0 +1,348 @@
+//! The broker's look at a finished jail from outside, in /proc: what a child says of itself counts for nothing.
+
+use crate::Process;
+use crate::spawn::Ids;
+use nix::sys::stat::fstat;
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What is wrong with a jail.
+#[derive(Debug, thiserror::Error)]
+pub enum JailViolation {
+    /// A file in /proc cannot be read.
+    #[error("the jail of {process} cannot be checked: {path}")]
+    Unreadable {
+        /// The process.
+        process: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// The process is dying: its filter has killed it, or it has exited.
+    #[error("the jail of {process} cannot be checked: {path} says that it is dying")]
+    Dying {
+        /// The process.
+        process: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line of `status` is not as it must be.
+    #[error("the jail of {process} is not tight: {path} says {key}: {found}, must be {expected}")]
+    Status {
+        /// The process.
+        process: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        key: &'static str,
+        /// What it says.
+        found: String,
+        /// What it must say.
+        expected: String,
+    },
+    /// The process shares a namespace with the broker.
+    #[error("the jail of {process} is not tight: it shares the broker's {namespace} namespace")]
+    Namespace {
+        /// The process.
+        process: &'static str,
+        /// The namespace.
+        namespace: &'static str,
+    },
+    /// The root has entries, or is not the only mount, or can be written.
+    #[error("the jail of {process} is not tight: its root {what}")]
+    Root {
+        /// The process.
+        process: &'static str,
+        /// What it is.
+        what: String,
+    },
+    /// The process holds a descriptor that it was not given.
+    #[error("the jail of {process} is not tight: it holds descriptor {fd}, {target}, which it was not given")]
+    Descriptor {
+        /// The process.
+        process: &'static str,
+        /// The number.
+        fd: String,
+        /// What it is.
+        target: String,
+    },
+}
+
+/// The namespaces that a process must have for itself.
+pub const NAMESPACES: [&str; 7] = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup"];
+
+/// The lines of /proc/PID/task/TID/status that every thread must show.
+pub const STATUS: [(&str, &str); 7] = [
+    ("Seccomp", "2"),
+    ("NoNewPrivs", "1"),
+    ("CapInh", "0000000000000000"),
+    ("CapPrm", "0000000000000000"),
+    ("CapEff", "0000000000000000"),
+    ("CapBnd", "0000000000000000"),
+    ("CapAmb", "0000000000000000"),
+];
+
+/// The lines of /proc/PID/task/TID/status about speculation, and what a thread must not show there: that speculation could
+/// have been shut for it for good and was not (fs/proc/array.c). A line or a word that is not known says nothing, as when
+/// the processor is not affected, or the kernel has decided for all.
+const SPECULATION: [(&str, &[&str]); 2] = [
+    ("Speculation_Store_Bypass", &["thread vulnerable", "thread mitigated"]),
+    ("SpeculationIndirectBranch", &["conditional enabled", "conditional disabled"]),
+];
+
+/// The lines of other files in /proc/PID that a process must show, where the kernel has the file and the line at all: no
+/// core dump, with nothing in it, and no merging of its memory (KSM).
+const FILES: [(&str, &str, &str); 4] = [
+    ("limits", "Max core file size", "0                    0                    bytes"),
+    ("coredump_filter", "", "00000000"),
+    ("ksm_stat", "ksm_merge_any:", "no"),
+    ("ksm_stat", "ksm_mergeable:", "no"),
+];
+
+/// The seccomp mode of a thread that its filter kills, until it is gone (kernel/seccomp.c, since Linux 5.17).
+const SECCOMP_MODE_DEAD: &str = "3";
+
+/// What identifies an open file from outside: the device, the inode, and what /proc shows as its target.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    target: PathBuf,
+}
+
+/// The open files that a process was given.
+#[derive(Debug, Clone, Default)]
+pub struct Given(HashSet<Identity>);
+
+impl Given {
+    /// Adds a descriptor of the broker that was, or is about to be, passed on.
+    ///
+    /// # Errors
+    /// When it is not open.
+    pub fn add(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let stat = fstat(fd)?;
+        let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        self.0.insert(Identity { device: stat.st_dev, inode: stat.st_ino, target });
+        Ok(())
+    }
+
+    /// All of `fds`.
+    ///
+    /// # Errors
+    /// When one is not open.
+    pub fn of<F: AsFd>(fds: &[F]) -> io::Result<Self> {
+        let mut given = Self::default();
+        for fd in fds {
+            given.add(fd.as_fd())?;
+        }
+        Ok(given)
+    }
+}
+
+/// Whether a process may have made this descriptor itself, as /proc shows it.
+fn may_make(process: Process, target: &str) -> bool {
+    match target {
+        // `--audit`: its own filter's listener, until it is sent off.
+        "anon_inode:seccomp notify" => true,
+        "anon_inode:[eventpoll]" => process != Process::Loader,
+        // By which vCPU threads wake the control thread.
+        "anon_inode:[eventfd]" => process == Process::Vmm,
+        _ => process == Process::Vmm && (target == "anon_inode:kvm-vm" || target.starts_with("anon_inode:kvm-vcpu:")),
+    }
+}
+
+/// Looks at every thread, namespace, mount and descriptor of the process `pid`, which said that it is ready. It may hold
+/// fewer descriptors than `given` (some are closed once mapped) and duplicates of them, never others.
+///
+/// # Errors
+/// The first thing that is not as it must be.
+pub fn verify(pid: nix::unistd::Pid, process: Process, ids: Ids, given: &Given) -> Result<(), JailViolation> {
+    let folder = PathBuf::from(format!("/proc/{pid}"));
+    let look = Look { process, name: process.name(), ids, folder };
+    look.threads()?;
+    look.files()?;
+    look.namespaces()?;
+    look.root()?;
+    look.descriptors(given)
+}
+
+struct Look {
+    process: Process,
+    ids: Ids,
+    name: &'static str,
+    folder: PathBuf,
+}
+
+impl Look {
+    fn unreadable(&self, path: &Path) -> impl FnOnce(io::Error) -> JailViolation {
+        let (process, path) = (self.name, path.to_owned());
+        move |source| JailViolation::Unreadable { process, path, source }
+    }
+
+    fn entries(&self, path: &Path) -> Result<Vec<PathBuf>, JailViolation> {
+        fs::read_dir(path)
+            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
+            .map_err(self.unreadable(path))
+    }
+
+    fn threads(&self) -> Result<(), JailViolation> {
+        for thread in self.entries(&self.folder.join("task"))? {
+            let path = thread.join("status");
+            let status = fs::read_to_string(&path).map_err(self.unreadable(&path))?;
+            let value = |key| status.lines().find_map(|line: &str| line.strip_prefix(key)?.strip_prefix(':'));
+            let is_dead = value("State").is_some_and(|state| state.trim_start().starts_with(['Z', 'X']));
+            if is_dead || value("Seccomp").is_some_and(|mode| mode.trim() == SECCOMP_MODE_DEAD) {
+                return Err(JailViolation::Dying { process: self.name, path });
+            }
+            let four = |id| format!("{id}\t{id}\t{id}\t{id}");
+            let mut expected: Vec<_> = STATUS.iter().map(|&(key, value)| (key, value.to_owned())).collect();
+            expected.extend([("Uid", four(self.ids.uid())), ("Gid", four(self.ids.gid()))]);
+            if self.ids.privileged() {
+                expected.push(("Groups", String::new()));
+            }
+            for (key, expected) in expected {
+                let found = value(key).map_or("nothing", str::trim);
+                if found != expected {
+                    let found = found.to_owned();
+                    return Err(JailViolation::Status { process: self.name, path, key, found, expected });
+                }
+            }
+            if let Some((key, found)) = open_speculation(value) {
+                let expected = "shut for good".to_owned();
+                return Err(JailViolation::Status { process: self.name, path, key, found, expected });
+            }
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> Result<(), JailViolation> {
+        for (file, key, expected) in FILES {
+            let path = self.folder.join(file);
+            let text = match fs::read_to_string(&path) {
+                // A kernel without KSM, or before Linux 6.1; one that dumps nothing at all.
+                Err(error) if file != "limits" && error.kind() == io::ErrorKind::NotFound => continue,
+                text => text.map_err(self.unreadable(&path))?,
+            };
+            let found = text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+            if let Some(found) = found.filter(|found| *found != expected) {
+                let (found, expected) = (found.to_owned(), expected.to_owned());
+                return Err(JailViolation::Status { process: self.name, path, key, found, expected });
+            }
+        }
+        Ok(())
+    }
+
+    fn namespaces(&self) -> Result<(), JailViolation> {
+        for namespace in NAMESPACES {
+            let theirs = self.folder.join("ns").join(namespace);
+            let ours = Path::new("/proc/self/ns").join(namespace);
+            let theirs = fs::read_link(&theirs).map_err(self.unreadable(&theirs))?;
+            let ours = fs::read_link(&ours).map_err(self.unreadable(&ours))?;
+            if theirs == ours {
+                return Err(JailViolation::Namespace { process: self.name, namespace });
+            }
+        }
+        Ok(())
+    }
+
+    fn root(&self) -> Result<(), JailViolation> {
+        let path = self.folder.join("mountinfo");
+        let mounts = fs::read_to_string(&path).map_err(self.unreadable(&path))?;
+        let wrong = |what| JailViolation::Root { process: self.name, what };
+        // proc(5): mount id, parent id, device, root, mount point, options, …
+        let [mount] = mounts.lines().collect::<Vec<_>>()[..] else {
+            return Err(wrong(format!("has {} mounts, must have 1", mounts.lines().count())));
+        };
+        let options = mount.split(' ').nth(5).unwrap_or("");
+        if !options.split(',').any(|option| option == "ro") {
+            return Err(wrong(format!("is mounted with {options}, must be read-only")));
+        }
+        match self.entries(&self.folder.join("root"))?.len() {
+            0 => Ok(()),
+            count => Err(wrong(format!("has {count} entries, must be empty"))),
+        }
+    }
+
+    fn descriptors(&self, given: &Given) -> Result<(), JailViolation> {
+        for path in self.entries(&self.folder.join("fd"))? {
+            let target = fs::read_link(&path).map_err(self.unreadable(&path))?;
+            let metadata = fs::metadata(&path).map_err(self.unreadable(&path))?;
+            let identity = Identity { device: metadata.dev(), inode: metadata.ino(), target };
+            if !given.0.contains(&identity) && !may_make(self.process, &identity.target.to_string_lossy()) {
+                let fd = path.file_name().unwrap_or_default().display().to_string();
+                let target = identity.target.display().to_string();
+                return Err(JailViolation::Descriptor { process: self.name, fd, target });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The line about speculation that could be shut and is not, out of those that `value` finds.
+fn open_speculation<'s>(value: impl Fn(&'static str) -> Option<&'s str>) -> Option<(&'static str, String)> {
+    SPECULATION.into_iter().find_map(|(key, refused)| {
+        let found = value(key)?.trim();
+        refused.contains(&found).then(|| (key, found.to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speculation_that_could_be_shut_is_found() {
+        for (key, found) in [
+            ("Speculation_Store_Bypass", "thread vulnerable"),
+            ("Speculation_Store_Bypass", "thread mitigated"),
+            ("SpeculationIndirectBranch", "conditional enabled"),
+        ] {
+            let open = open_speculation(|wanted| (wanted == key).then_some(found));
+            assert_eq!(open, Some((key, found.to_owned())));
+        }
+    }
+
+    #[test]
+    fn speculation_that_is_shut_or_cannot_be_is_let_pass() {
+        for found in ["thread force mitigated", "not vulnerable", "vulnerable", "globally mitigated", "unknown"] {
+            assert_eq!(open_speculation(|_| Some(found)), None, "{found}");
+        }
+        for found in ["conditional force disabled", "always disabled", "always enabled", "not affected", "unsupported"]
+        {
+            assert_eq!(open_speculation(|_| Some(found)), None, "{found}");
+        }
+        assert_eq!(open_speculation(|_| None), None);
+    }
+
+    #[test]
+    fn files_of_a_process_that_could_dump_or_be_merged_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                      Max core file size        0                    0                    bytes     \n";
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        let look = || {
+            let (process, ids) = (Process::Serial, Ids::of_broker());
+            Look { process, ids, name: process.name(), folder: folder.path().to_owned() }.files()
+        };
+        assert!(matches!(look(), Err(JailViolation::Unreadable { .. })));
+        write("limits", limits);
+        write("coredump_filter", "00000000\n");
+        look().unwrap();
+        write("ksm_stat", "ksm_rmap_items 0\nksm_merge_any: no\nksm_mergeable: no\n");
+        look().unwrap();
+        for (name, good, bad) in [
+            ("limits", limits, &limits.replacen("0 ", "unlimited ", 1)),
+            ("coredump_filter", "00000000\n", &"00000033\n".to_owned()),
+            ("ksm_stat", "", &"ksm_merge_any: yes\n".to_owned()),
+        ] {
+            write(name, bad);
+            assert!(matches!(look(), Err(JailViolation::Status { .. })), "{name}");
+            write(name, good);
+        }
+    }
+}
