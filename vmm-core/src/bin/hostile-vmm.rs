@@ -1,0 +1,7 @@
+//! The vmm process as in `bulkhead-vmm`, in a library with the way in for what a captured one tries: see the crate
+//! `hostile`. For tests only.
+
+fn main() {
+    policies::lockdown::install_panic_hook();
+    vmm_core::vmm::main()
+}

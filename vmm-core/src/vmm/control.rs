@@ -1,0 +1,255 @@
+//! The control thread: talks to the broker and to the device processes, and notices the end.
+//!
+//! The broker's messages are trusted but for the entry state, which is the loader's and is checked against guest memory.
+//! A device process that goes away, speaks unasked or breaks the protocol ends the run.
+
+use super::crew::Crew;
+use super::fds::borrow;
+use super::start::{Parts, StartError};
+use super::virtio::device::{Health, VirtioDevice};
+use super::virtio::mmio::MmioTransport;
+use super::virtio::vhost::failed;
+use crate::arch::regs::{self, EntryError};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use wire::message::{Entry, FromVmm, StopReason, ToVmm};
+use wire::{Channel, ChannelError, Text};
+
+/// The first and the longest pause between two looks whether all vCPUs have halted.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// The longest pause.
+const LAST_LOOK: Duration = Duration::from_secs(60);
+/// How long the vCPU threads may take to stop: longer than a register read of serial.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why the vmm gives up; not for ends of the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The machine could not be built or locked down.
+    #[error(transparent)]
+    Start(StartError),
+    /// The broker is gone or says something else than it should.
+    #[error("the control channel failed")]
+    Channel(#[from] ChannelError),
+    /// The entry state is wrong.
+    #[error("the guest cannot be entered")]
+    Entry(#[from] EntryError),
+    /// Waiting failed.
+    #[error("the control thread cannot wait")]
+    Poll(#[source] Errno),
+    /// The broker asked for something out of turn.
+    #[error("the broker sent a message out of turn")]
+    OutOfTurn,
+}
+
+/// What woke the control thread.
+#[derive(Debug, Default)]
+struct Woken {
+    broker: bool,
+    disks: Vec<usize>,
+    errors: Vec<usize>,
+}
+
+/// The control thread's state.
+#[derive(Debug)]
+pub struct Control {
+    parts: Parts,
+    crew: Crew,
+    health: Vec<Arc<Health>>,
+}
+
+impl Control {
+    pub(super) fn new(parts: Parts, crew: Crew) -> Self {
+        Self { parts, crew, health: Vec::new() }
+    }
+
+    /// Runs the guest, from what the device processes offer to its end.
+    ///
+    /// # Errors
+    /// When the broker is gone or at fault. Ends of the guest are told to the broker instead.
+    pub fn run(&mut self, channel: &Channel) -> Result<(), ControlError> {
+        if let Err(reason) = self.plug_disks() {
+            self.parts.ending.end(reason);
+            return self.stop(channel);
+        }
+        let entry = self.wait_for_run(channel)?;
+        if let Some(entry) = entry {
+            regs::check(&entry, &self.parts.memory)?;
+            self.crew.go(entry);
+            channel.send(&FromVmm::Running, &[])?;
+            self.watch(channel)?;
+        }
+        self.stop(channel)
+    }
+
+    /// Asks each device process what it offers, and gives the guest its transport.
+    fn plug_disks(&mut self) -> Result<(), StopReason> {
+        let mut transports = Vec::with_capacity(self.parts.disks.len());
+        for (index, disk) in self.parts.disks.iter_mut().enumerate() {
+            let offer = disk.back_end.offer()?;
+            let health = Arc::new(Health::default());
+            let Some(requester) = disk.requester.take() else { continue };
+            let name = format!("disk {}", index.saturating_add(1));
+            let memory = self.parts.memory.clone();
+            let device = VirtioDevice::new(name, offer, memory, requester, Arc::clone(&health));
+            transports.push(MmioTransport::new(device));
+            self.health.push(health);
+        }
+        self.parts.devices.plug(transports);
+        Ok(())
+    }
+
+    /// Waits for the broker's word; `None` when the run ends before it begins.
+    fn wait_for_run(&self, channel: &Channel) -> Result<Option<Entry>, ControlError> {
+        loop {
+            let woken = self.wait(channel, None)?;
+            if let Some(&disk) = woken.disks.first() {
+                self.gone(disk);
+            }
+            if self.parts.ending.is_over() {
+                return Ok(None);
+            }
+            if woken.broker {
+                return match channel.recv::<ToVmm>()?.without_fds()? {
+                    ToVmm::Run(entry) => Ok(Some(entry)),
+                    ToVmm::CheckHalted | ToVmm::Dump => Err(ControlError::OutOfTurn),
+                };
+            }
+        }
+    }
+
+    /// Serves until the run is over.
+    fn watch(&mut self, channel: &Channel) -> Result<(), ControlError> {
+        let mut pause = FIRST_LOOK;
+        let mut exits = self.crew.exits();
+        while !self.parts.ending.is_over() {
+            let until = Instant::now().checked_add(pause);
+            let woken = self.wait(channel, until)?;
+            if until.is_none_or(|until| Instant::now() >= until) {
+                let now = self.crew.exits();
+                if now == exits {
+                    self.look_for_halt();
+                    pause = pause.saturating_mul(2).min(LAST_LOOK);
+                } else {
+                    (exits, pause) = (now, FIRST_LOOK);
+                }
+            }
+            self.serve_requests();
+            for disk in woken.errors {
+                self.device_stopped(disk);
+            }
+            if let Some(&disk) = woken.disks.first() {
+                self.gone(disk);
+            }
+            if woken.broker {
+                match channel.recv::<ToVmm>()?.without_fds()? {
+                    // A vCPU that is about to halt may not have done so yet: look again soon.
+                    ToVmm::CheckHalted => {
+                        self.look_for_halt();
+                        (exits, pause) = (self.crew.exits(), FIRST_LOOK);
+                    }
+                    // What the threads leave at the end is told at the end.
+                    ToVmm::Dump if self.parts.ending.is_over() => {}
+                    ToVmm::Dump => tell(channel, self.crew.dump())?,
+                    ToVmm::Run(_) => return Err(ControlError::OutOfTurn),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn look_for_halt(&self) {
+        if !self.parts.ending.is_over() && self.crew.all_halted() {
+            self.parts.ending.end(StopReason::Halted);
+        }
+    }
+
+    fn serve_requests(&mut self) {
+        while let Some(request) = self.parts.requests.take() {
+            let Some(disk) = self.parts.disks.get_mut(request.disk) else { continue };
+            let result = disk.back_end.act(&request.action);
+            if let Err(reason) = &result {
+                self.parts.ending.end(reason.clone());
+            }
+            request.answer(result);
+        }
+    }
+
+    /// A device process has stopped its device: the driver learns that it needs a reset.
+    fn device_stopped(&self, index: usize) {
+        let (Some(disk), Some(health)) = (self.parts.disks.get(index), self.health.get(index)) else { return };
+        disk.error.read().unwrap_or(0);
+        health.needs_reset.store(true, Ordering::SeqCst);
+        health.config_changed.store(true, Ordering::SeqCst);
+        if let Err(error) = disk.call.write(1) {
+            self.parts.ending.end(failed(index, &error));
+        }
+    }
+
+    fn gone(&self, disk: usize) {
+        let device = u8::try_from(disk).unwrap_or(u8::MAX).saturating_add(1);
+        let why = Text::truncated("it closed its connection, or spoke unasked");
+        self.parts.ending.end(StopReason::DeviceFailed { device, why });
+    }
+
+    /// Stops the vCPUs and tells the broker why.
+    fn stop(&self, channel: &Channel) -> Result<(), ControlError> {
+        let deadline = Instant::now().checked_add(STOP_DEADLINE).unwrap_or_else(Instant::now);
+        if !self.crew.stop(deadline) {
+            super::log::line(format_args!("a vCPU did not stop in time"));
+        }
+        let dropped = self.parts.devices.serial.dropped();
+        if dropped > 0 {
+            super::log::line(format_args!("serial: {dropped} register writes were lost"));
+        }
+        tell(channel, self.crew.last_dumps())?;
+        let reason = self.parts.ending.reason().unwrap_or(StopReason::PowerOff);
+        channel.send(&FromVmm::Stopped(reason), &[])?;
+        Ok(())
+    }
+
+    /// Waits for something to do, at most until `until`.
+    fn wait(&self, channel: &Channel, until: Option<Instant>) -> Result<Woken, ControlError> {
+        let disks = self.parts.disks.as_slice();
+        let mut polled = vec![
+            PollFd::new(channel.as_fd(), PollFlags::POLLIN),
+            PollFd::new(borrow(&self.parts.wake), PollFlags::POLLIN),
+        ];
+        polled.extend(disks.iter().map(|disk| PollFd::new(disk.socket.as_fd(), PollFlags::POLLIN)));
+        polled.extend(disks.iter().map(|disk| PollFd::new(borrow(&disk.error), PollFlags::POLLIN)));
+        let timeout = until.map_or(PollTimeout::NONE, |until| {
+            let left_ms = until.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
+            PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut polled, timeout) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Woken::default()),
+            Err(errno) => return Err(ControlError::Poll(errno)),
+        }
+        let mut ready = polled.iter().map(|fd| fd.any().unwrap_or(true));
+        let mut woken = Woken { broker: ready.next().unwrap_or(false), ..Woken::default() };
+        if ready.next().unwrap_or(false) {
+            // What it counted is looked for in any case.
+            self.parts.wake.read().unwrap_or(0);
+        }
+        for (index, _) in disks.iter().enumerate() {
+            if ready.next().unwrap_or(false) {
+                woken.disks.push(index);
+            }
+        }
+        woken.errors = ready.zip(0..).filter_map(|(is_ready, index)| is_ready.then_some(index)).collect();
+        Ok(woken)
+    }
+}
+
+/// Tells the broker the registers of vCPUs.
+fn tell(channel: &Channel, dumps: Vec<(u8, Vec<Text>)>) -> Result<(), ControlError> {
+    for (vcpu, lines) in dumps {
+        channel.send(&FromVmm::Registers { vcpu, lines }, &[])?;
+    }
+    Ok(())
+}
