@@ -1,0 +1,8 @@
+//! The virtio-blk process: see [`device_procs::block`].
+
+use policies::lockdown;
+
+fn main() {
+    lockdown::install_panic_hook();
+    lockdown::exit_now(device_procs::block::run(wire::Channel::from_stdin()));
+}
