@@ -1,0 +1,346 @@
+//! The launch: memory, sockets and events, and the children side by side, each with the descriptors of its row.
+//!
+//! Returns as soon as all children are started; the supervisor waits for them, checks their jails and starts the guest.
+//! When something fails half-way, dropping what was started kills and reaps it.
+
+use crate::cgroup::Confinement;
+use crate::config::{Plan, RunLimits};
+use crate::console::{ConsoleError, ConsoleFds};
+use crate::cores::{self, Cookie};
+use crate::ends::{End, Reason};
+use crate::files::{self, FileError};
+use crate::memory::{self, MemoryError};
+use crate::process::{Role, Spawner, StartError, Supervised};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::Mode;
+use policies::Process;
+use policies::spawn::Limits;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use wire::message::{ConsoleOutput, DiskMode, StartBlock, StartLoader, StartSerial, StartVmm};
+use wire::{Channel, ChannelError, DiskId, MemoryBytes, SectorCount};
+
+/// The stack of a vCPU's thread, which counts as the vmm's data.
+const THREAD_STACK_BYTES: u64 = 2 << 20;
+/// An ephemeral disk's map takes this part of its size, of which only touched pages exist: two bits for 4 KiB.
+const OVERLAY_MAP_SHARE: u64 = 16 << 10;
+
+/// Why a launch failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    /// /dev/kvm cannot be opened.
+    #[error("/dev/kvm cannot be opened: {}{}", .0.desc(), kvm_hint(*.0))]
+    Kvm(Errno),
+    /// Guest memory cannot be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The console cannot be opened.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// A disk image cannot be used.
+    #[error("the disk image {}", .0.display())]
+    Disk(PathBuf, #[source] FileError),
+    /// Sockets or events cannot be made.
+    #[error("the connections between the processes cannot be made")]
+    Connections(#[source] Errno),
+    /// The channel between vmm and serial cannot be made.
+    #[error("the connections between the processes cannot be made")]
+    Channel(#[from] ChannelError),
+    /// The processes cannot be confined.
+    #[error("the processes cannot be confined")]
+    Confine(#[source] std::io::Error),
+    /// A limit was asked for that only a cgroup can keep.
+    #[error(
+        "limits.cpus needs a cgroup with the cpu controller, and there is none ({0}); leave it out, or start the broker \
+         where it may make cgroups, such as by `systemd-run --scope -p Delegate=yes`"
+    )]
+    NoCpuController(String),
+    /// The broker cannot leave the cores of its processes.
+    #[error("the broker cannot keep off the cores of its processes")]
+    Cores(#[source] Errno),
+    /// A child cannot be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+fn kvm_hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ENOENT | Errno::ENXIO | Errno::ENODEV => {
+            "; load the module kvm_intel or kvm_amd, or enable virtualization in the firmware"
+        }
+        Errno::EACCES | Errno::EPERM => "; put this user into the group kvm, or run as root",
+        _ => "",
+    }
+}
+
+impl LaunchError {
+    /// As the end of a run.
+    pub(crate) fn into_end(self) -> End {
+        let reason = match &self {
+            Self::Start(StartError::Spawn(_)) => Reason::JailFailed,
+            _ => Reason::HostError,
+        };
+        End::new(reason, format!("{:#}", anyhow::Error::from(self)))
+    }
+}
+
+/// A disk's connections, the vmm's side.
+struct Wiring {
+    vmm: OwnedFd,
+    kick: OwnedFd,
+    call: OwnedFd,
+}
+
+/// What was started.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    /// Whether the children were asked to be audited.
+    pub(crate) audit: bool,
+    /// The children; the first may be a loader.
+    pub(crate) processes: Vec<Supervised>,
+    /// The terminal that has to be raw while the guest runs.
+    pub(crate) terminal: Option<OwnedFd>,
+    /// Shared descriptors whose flags are put back at the end.
+    pub(crate) borrowed: Vec<crate::console::BorrowedFlags>,
+    /// The names of the kernel and of the initrd.
+    pub(crate) boot_files: (String, String),
+    /// With `--debug`: the number of vCPUs whose registers are told at a bad end.
+    pub(crate) dumps: Option<u8>,
+    /// What each console output is called.
+    pub(crate) console_names: Vec<String>,
+    /// What the run may use.
+    pub(crate) limits: RunLimits,
+    /// What limits the processes.
+    pub(crate) confinement: Confinement,
+    /// The core scheduling cookie of the processes, where the kernel has that.
+    pub(crate) cookie: Option<Cookie>,
+}
+
+/// Makes what the processes of `spawner` are confined by, up to `tasks` threads. `guest_bytes` is what a cgroup counts of
+/// the guest's memory.
+///
+/// # Errors
+/// When a limit cannot be kept here.
+pub(crate) fn confine(
+    spawner: &mut Spawner,
+    limits: &RunLimits,
+    guest_bytes: u64,
+    tasks: u64,
+) -> Result<Confinement, LaunchError> {
+    let confinement = Confinement::new(limits, guest_bytes, tasks);
+    if limits.cpu_percent.is_some() && !confinement.has("cpu") {
+        return Err(LaunchError::NoCpuController(confinement.why_not().unwrap_or_default()));
+    }
+    if limits.memory_bytes.is_some() && !confinement.has("memory") {
+        let why = confinement.why_not().unwrap_or_default();
+        tracing::warn!("limits.memory is kept for each process, not for all of them together: {why}");
+    }
+    spawner.confine(&confinement, limits).map_err(LaunchError::Confine)?;
+    Ok(confinement)
+}
+
+/// The most data of a process where no cgroup keeps `limits.memory`; `needs` is what it has for itself from the start.
+fn data_bytes(limits: &RunLimits, confinement: &Confinement, needs: u64) -> Option<u64> {
+    limits.memory_bytes.filter(|_| !confinement.has("memory")).map(|bytes| bytes.saturating_add(needs))
+}
+
+/// Starts the children of a machine.
+///
+/// # Errors
+/// When the host lacks something; nothing is left of what was started.
+pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<Launched, LaunchError> {
+    let kvm = open("/dev/kvm", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(LaunchError::Kvm)?;
+    for disk in &plan.disks {
+        files::lock_image(&disk.file, disk.mode).map_err(|error| LaunchError::Disk(disk.path.clone(), error))?;
+    }
+    // The loader, serial, the vmm with its control thread.
+    let tasks = u64::from(plan.vcpus.get()).saturating_add(plan.disks.len() as u64).saturating_add(3);
+    // Huge pages are counted by a controller of their own (hugetlb).
+    let guest_bytes = if plan.huge_pages.is_some() { 0 } else { plan.memory.get() };
+    let confinement = confine(spawner, &plan.limits, guest_bytes, tasks)?;
+    let memory = memory::guest_memory(plan.memory, plan.huge_pages)?;
+    let ring = memory::posted_write_ring()?;
+    let (doorbell, serial_irq) = (event()?, event()?);
+    let (vmm_serial, serial_vmm) = Channel::pair()?;
+    let console = ConsoleFds::open(&plan.console, &plan.inputs)?;
+    let is_written = plan.disks.iter().any(|disk| disk.mode != DiskMode::ReadOnly);
+    let counter = match plan.limits.disk_write_bytes.filter(|_| is_written) {
+        Some(bytes) => Some((memory::write_counter()?, bytes)),
+        None => None,
+    };
+    let cores = cores::Shared::take();
+    let data = |needs| data_bytes(&plan.limits, &confinement, needs);
+    let mut processes = vec![start_loader(&plan, spawner, audit, &memory, data(0))?];
+    let mut wiring = Vec::new();
+    let mut blocks = Vec::new();
+    for (number, disk) in (0u8..).zip(&plan.disks) {
+        let (vmm, device) = stream_pair()?;
+        wiring.push(Wiring { vmm, kick: event()?, call: event()? });
+        let disk = BlockDisk {
+            path: &disk.path,
+            file: &disk.file,
+            mode: disk.mode,
+            capacity: disk.capacity,
+            id: &disk.id,
+            memory: plan.memory,
+            socket: device,
+            counter: counter.as_ref().map(|(fd, bytes)| (fd.as_fd(), *bytes)),
+            data_bytes: data(disk.capacity.bytes() / OVERLAY_MAP_SHARE),
+        };
+        blocks.push(block(spawner, audit, number, &disk)?);
+    }
+    let mut fds =
+        vec![kvm.as_fd(), memory.as_fd(), vmm_serial.as_fd(), ring.as_fd(), doorbell.as_fd(), serial_irq.as_fd()];
+    fds.extend(wiring.iter().flat_map(|disk| [disk.vmm.as_fd(), disk.kick.as_fd(), disk.call.as_fd()]));
+    let start = StartVmm {
+        audit,
+        memory: plan.memory,
+        vcpus: plan.vcpus,
+        disks: plan.disk_count,
+        gic: plan.gic,
+        cpus: plan.cpus.clone(),
+        debug: plan.debug,
+    };
+    let stacks = u64::from(plan.vcpus.get()).saturating_mul(THREAD_STACK_BYTES);
+    let limits = Limits { data_bytes: data(stacks), ..Limits::for_process(Process::Vmm, plan.memory, None) };
+    processes.push(spawner.start(Role::Vmm, limits, &start, &fds)?);
+    let wires = [serial_vmm.as_fd(), ring.as_fd(), doorbell.as_fd(), serial_irq.as_fd()];
+    processes.push(start_serial(spawner, audit, &plan, &console, &wires, data(0))?);
+    processes.extend(blocks);
+    let cookie = cores.leave().map_err(LaunchError::Cores)?;
+    confinement.log(cookie.is_some());
+    let path = |path: &Path| path.display().to_string();
+    let stdio = (console.outputs.len() > plan.console.files.len()).then(|| "standard output".to_owned());
+    Ok(Launched {
+        audit,
+        processes,
+        terminal: console.terminal,
+        dumps: plan.debug.then(|| plan.vcpus.get()),
+        borrowed: console.borrowed,
+        boot_files: (path(&plan.kernel.path), plan.initrd.as_ref().map(|file| path(&file.path)).unwrap_or_default()),
+        limits: plan.limits,
+        confinement,
+        cookie,
+        console_names: stdio.into_iter().chain(plan.console.files.iter().map(|file| path(file))).collect(),
+    })
+}
+
+fn start_loader(
+    plan: &Plan,
+    spawner: &mut Spawner,
+    audit: bool,
+    memory: &OwnedFd,
+    data_bytes: Option<u64>,
+) -> Result<Supervised, LaunchError> {
+    let start = StartLoader {
+        audit,
+        memory: plan.memory,
+        vcpus: plan.vcpus,
+        disks: plan.disk_count,
+        gic: plan.gic,
+        has_initrd: plan.initrd.is_some(),
+        acpi: plan.acpi,
+        cmdline: plan.cmdline.clone(),
+    };
+    let mut fds = vec![memory.as_fd(), plan.kernel.file.as_fd()];
+    fds.extend(plan.initrd.as_ref().map(|initrd| initrd.file.as_fd()));
+    let limits = Limits { data_bytes, ..Limits::for_process(Process::Loader, plan.memory, Some(0)) };
+    Ok(spawner.start(Role::Loader, limits, &start, &fds)?)
+}
+
+fn start_serial(
+    spawner: &mut Spawner,
+    audit: bool,
+    plan: &Plan,
+    console: &ConsoleFds,
+    wires: &[BorrowedFd<'_>],
+    data_bytes: Option<u64>,
+) -> Result<Supervised, LaunchError> {
+    let outputs: Vec<ConsoleOutput> = console.outputs.iter().map(|(kind, _)| *kind).collect();
+    let start = StartSerial {
+        audit,
+        has_input: console.input.is_some(),
+        escapes: console.terminal.is_some(),
+        outputs,
+        limit_bytes: plan.limits.console_bytes,
+    };
+    let mut fds = wires.to_vec();
+    fds.extend(console.input.as_ref().map(AsFd::as_fd));
+    fds.extend(console.outputs.iter().map(|(_, fd)| fd.as_fd()));
+    let limits = Limits { data_bytes, ..Limits::for_process(Process::Serial, plan.memory, console.file_size_bytes) };
+    Ok(spawner.start(Role::Serial, limits, &start, &fds)?)
+}
+
+/// A disk for [`block`].
+#[derive(Debug)]
+pub(crate) struct BlockDisk<'a> {
+    /// The image's name.
+    pub(crate) path: &'a Path,
+    /// The image.
+    pub(crate) file: &'a File,
+    /// How it is written to.
+    pub(crate) mode: DiskMode,
+    /// Its size.
+    pub(crate) capacity: SectorCount,
+    /// The serial number.
+    pub(crate) id: &'a DiskId,
+    /// The most guest memory that it will map.
+    pub(crate) memory: MemoryBytes,
+    /// The connected vhost-user socket.
+    pub(crate) socket: OwnedFd,
+    /// The counter of what the guest writes to all its disks, and how much it may, if that is limited.
+    pub(crate) counter: Option<(BorrowedFd<'a>, u64)>,
+    /// The most data of the process; none for no limit.
+    pub(crate) data_bytes: Option<u64>,
+}
+
+/// Starts the process of a disk.
+///
+/// # Errors
+/// When it cannot be started, or an ephemeral disk has no place to write to.
+pub(crate) fn block(
+    spawner: &mut Spawner,
+    audit: bool,
+    number: u8,
+    disk: &BlockDisk<'_>,
+) -> Result<Supervised, LaunchError> {
+    /// The overlay is written in whole clusters.
+    const CLUSTER_BYTES: u64 = 4096;
+    let overlay = match disk.mode {
+        DiskMode::Ephemeral => Some(files::overlay().map_err(|error| LaunchError::Disk(disk.path.to_owned(), error))?),
+        DiskMode::ReadOnly | DiskMode::ReadWrite => None,
+    };
+    let file_size_bytes = match disk.mode {
+        DiskMode::ReadOnly => 0,
+        DiskMode::Ephemeral | DiskMode::ReadWrite => disk.capacity.bytes().next_multiple_of(CLUSTER_BYTES),
+    };
+    // Nothing is counted where nothing can be written.
+    let counter = disk.counter.filter(|_| disk.mode != DiskMode::ReadOnly);
+    let start = StartBlock {
+        audit,
+        mode: disk.mode,
+        capacity: disk.capacity,
+        id: disk.id.clone(),
+        write_limit_bytes: counter.map(|(_, bytes)| bytes),
+    };
+    let mut fds = vec![disk.socket.as_fd(), disk.file.as_fd()];
+    fds.extend(overlay.as_ref().map(AsFd::as_fd));
+    fds.extend(counter.map(|(fd, _)| fd));
+    let limits = Limits::for_process(Process::VirtioBlk, disk.memory, Some(file_size_bytes));
+    let limits = Limits { data_bytes: disk.data_bytes, ..limits };
+    Ok(spawner.start(Role::Block(number), limits, &start, &fds)?)
+}
+
+fn event() -> Result<OwnedFd, LaunchError> {
+    EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map(OwnedFd::from)
+        .map_err(LaunchError::Connections)
+}
+
+fn stream_pair() -> Result<(OwnedFd, OwnedFd), LaunchError> {
+    socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(LaunchError::Connections)
+}

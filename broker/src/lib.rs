@@ -1,0 +1,66 @@
+//! The broker: what the command `broker` does.
+//!
+//! It reads the config, opens every file, builds the jails, hands each process what its row in `docs/ARCHITECTURE.md`
+//! names, and supervises. It parses no byte that an attacker controls but the bounded, validated messages and log lines
+//! of its children, and it maps no guest memory.
+
+mod arch;
+mod cgroup;
+mod cli;
+mod config;
+mod console;
+mod cores;
+mod device;
+mod doctor;
+mod ends;
+mod files;
+mod host;
+mod launch;
+mod logs;
+mod memory;
+mod messages;
+mod oom;
+mod policy;
+mod privileges;
+mod process;
+mod report;
+mod run;
+mod supervise;
+mod terminal;
+
+/// The parts that fuzzers drive without starting anything. Not an interface: the broker is a program, and has none but its
+/// command line; but what untrusted processes say to it, and what users write for it, has to be tried on its own code.
+#[doc(hidden)]
+pub mod rehearsal {
+    pub use crate::config::rehearsal::check;
+    pub use crate::supervise::rehearsal::{Child, Rehearsal, Told};
+}
+
+use clap::Parser;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// The command, with the arguments of this process; returns its exit status.
+#[must_use]
+pub fn main() -> ExitCode {
+    let started = Instant::now();
+    let cli = cli::Cli::parse();
+    if matches!(cli.command, cli::Command::RestoreTerminal) {
+        return terminal::guard_main();
+    }
+    if let cli::Command::RemoveCgroup { folder, leaf } = &cli.command {
+        return cgroup::guard_main(folder, leaf.as_deref());
+    }
+    if let Err(error) = logs::init(&cli) {
+        eprintln!("broker: {error:#}");
+        return ends::Reason::Config.exit_code();
+    }
+    match &cli.command {
+        cli::Command::Run(args) => run::main(&cli, args, started),
+        cli::Command::Check(args) => run::check(args),
+        cli::Command::Device(args) => device::main(&cli, args, started),
+        cli::Command::Doctor(args) => doctor::main(&cli, args),
+        cli::Command::Policy(args) => policy::main(args),
+        cli::Command::RestoreTerminal | cli::Command::RemoveCgroup { .. } => ExitCode::SUCCESS,
+    }
+}
