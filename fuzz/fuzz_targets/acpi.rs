@@ -1,0 +1,4 @@
+//! Fuzzes: any machine to the ACPI tables, read back by a reader of our own.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| harness::run("acpi", bytes));
