@@ -309,6 +309,18 @@ impl Text {
         }
         Self(text)
     }
+
+    /// Its length in bytes, as it travels.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl TryFrom<String> for Text {
