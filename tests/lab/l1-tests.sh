@@ -7,7 +7,7 @@ mkdir -p "$TMPDIR" && chmod 1777 "$TMPDIR"
 status=0
 run_tests() {
     echo "bulkhead-lab: tests of $1, $(cut -d ' ' -f 1 /proc/uptime) s after the lab's start"
-    # One at a time: the lab's two processors are emulated.
+    # One at a time: the lab's processors are emulated.
     program="$2" && shift 2
     "$program" --include-ignored --test-threads 1 "$@" || status=1
 }

@@ -205,21 +205,20 @@ impl Channel {
 
     /// Calls `receive`, which does not wait, until something is there.
     fn within<T>(&self, limit: Duration, receive: impl Fn() -> Result<T, ChannelError>) -> Result<T, ChannelError> {
-        let end = Instant::now().checked_add(limit);
+        let mut patience = Patience { left: limit };
         loop {
             match receive() {
                 Err(ChannelError::WouldBlock) => {}
                 other => return other,
             }
-            let left = end.map_or(limit, |end| end.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
+            let Some(slice) = patience.slice() else {
                 return Err(ChannelError::Deadline(limit));
-            }
+            };
             // Rounded up, so that the last wait does not spin through the rest of a millisecond.
-            let left_ms = left.as_micros().div_ceil(1000);
-            let timeout = PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX);
+            let timeout = PollTimeout::try_from(slice.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX);
+            let start = Instant::now();
             match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
+                Ok(_) | Err(Errno::EINTR) => patience.waited(start.elapsed()),
                 Err(errno) => return Err(ChannelError::Socket(errno)),
             }
         }
@@ -281,6 +280,29 @@ impl Channel {
     }
 }
 
+/// What is left of a time limit, counted in slices.
+///
+/// When the whole machine stands still for a while (a suspended laptop, a paused or starved virtual machine), the clock goes on
+/// although the other end could not have answered: of such a time, one slice counts.
+#[derive(Debug)]
+struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    const SLICE: Duration = Duration::from_millis(250);
+
+    /// How long to wait next; `None` when the limit is reached.
+    fn slice(&self) -> Option<Duration> {
+        (!self.left.is_zero()).then(|| self.left.min(Self::SLICE))
+    }
+
+    /// A wait of a slice took this long.
+    fn waited(&mut self, elapsed: Duration) {
+        self.left = self.left.saturating_sub(elapsed.min(Self::SLICE));
+    }
+}
+
 /// The one message that a datagram is.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ChannelError> {
     let length = bytes.len();
@@ -326,6 +348,17 @@ impl From<Channel> for OwnedFd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_that_stood_still_costs_one_slice_of_a_limit() {
+        let mut patience = Patience { left: Duration::from_secs(2) };
+        patience.waited(Duration::from_secs(3600));
+        assert_eq!(patience.left, Duration::from_millis(1750));
+        (0..6).for_each(|_| patience.waited(Patience::SLICE));
+        assert_eq!(patience.slice(), Some(Patience::SLICE));
+        patience.waited(Duration::from_millis(251));
+        assert_eq!(patience.slice(), None);
+    }
     use crate::message::{SerialRead, ToDevice};
     use crate::value::Text;
     use nix::sys::socket::send;

@@ -119,7 +119,7 @@ impl Lab {
 
     fn command(&self, initrd: &Path, disk: &Path, nonce: &str) -> Result<Command> {
         let mut command = self.emulator.command()?;
-        command.args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "3072"]).args(self.emulator.machine);
+        command.args(["-m", "3072"]);
         command.args(["-display", "none", "-monitor", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
         command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
         command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(initrd);
