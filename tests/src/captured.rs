@@ -33,6 +33,7 @@ pub fn process(seat: Seat) -> Process {
         Seat::VmmControl | Seat::VmmVcpu => Process::Vmm,
         Seat::Serial => Process::Serial,
         Seat::VirtioBlk => Process::VirtioBlk,
+        Seat::Inspector => Process::Inspector,
     }
 }
 
