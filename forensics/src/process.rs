@@ -104,10 +104,10 @@ fn inspect(channel: &Channel) -> Result<(), ProcessError> {
     let jailed = lockdown::enter_with_heap(Filter::Inspector, audit, INSPECTOR_HEAP_BYTES)?;
     channel.send(&FromInspector::Ready(jailed.report), &jailed.fds())?;
     drop(jailed);
-    #[cfg(feature = "hostile")]
-    hostile::enter(hostile::Seat::Inspector);
     // No byte of anything is read before the broker has looked at the jail from outside.
     let ToInspector::Begin(seen) = channel.recv().and_then(Received::without_fds)?;
+    #[cfg(feature = "hostile")]
+    hostile::enter(hostile::Seat::Inspector);
     tell(channel, work.done(seen)?)
 }
 
