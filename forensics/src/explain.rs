@@ -2,7 +2,6 @@
 
 use crate::Report;
 use crate::inspect::Architecture;
-use wire::message::MachineSeen;
 
 /// What the host saw of a run, which no guest can forge.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,11 +10,14 @@ pub struct HostEvidence {
     pub reason: Option<String>,
     /// The architecture of the guest, where it is known.
     pub architecture: Option<Architecture>,
-    /// The bytes that the guest printed in all, of which the log may have fewer; none for a log alone.
+    /// How many bytes the guest wrote to its console.
     pub console_bytes: Option<u64>,
-    /// What the vmm saw: for each vCPU its exits by kind and its program counter, for each disk how far a driver came; none
-    /// for a log alone, and where the vmm was not there to tell.
-    pub machine: Option<MachineSeen>,
+    /// For each disk, whether a driver set it up (virtio DRIVER_OK).
+    pub disks_ready: Vec<bool>,
+    /// How often the guest left to the vmm.
+    pub exits: Option<u64>,
+    /// Instruction pointers of the virtual CPUs that were started.
+    pub program_counters: Vec<u64>,
 }
 
 /// Explains a console log.

@@ -13,7 +13,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use wire::message::{FromInspector, HostSeen, InspectedGuest, InspectorTask, LogForm, StartInspector, ToInspector};
+use wire::message::{
+    DiskSeen, FromInspector, HostSeen, InspectedGuest, InspectorTask, LogForm, MachineSeen, StartInspector, ToInspector,
+};
 use wire::report::Fact;
 use wire::{Channel, ChannelError, Received, Text, recording};
 
@@ -169,15 +171,27 @@ impl Work {
             }
             Self::Explain { architecture, form, log } => {
                 let text = read_log(log, *form).map_err(ProcessError::Log)?;
-                let host = HostEvidence {
-                    reason: seen.reason.map(Into::into),
-                    architecture: *architecture,
-                    console_bytes: seen.console_bytes,
-                    machine: seen.machine,
-                };
-                Ok(explain::console(&text, &host))
+                Ok(explain::console(&text, &evidence_of(seen, *architecture)))
             }
         }
+    }
+}
+
+/// What the host saw, as the explanation takes it.
+fn evidence_of(seen: HostSeen, architecture: Option<Architecture>) -> HostEvidence {
+    let HostSeen { reason, console_bytes, machine } = seen;
+    let exits = machine
+        .as_ref()
+        .map(|machine| machine.vcpus.iter().map(|vcpu| vcpu.exits.total()).fold(0, u64::saturating_add));
+    let MachineSeen { vcpus, disks } = machine.unwrap_or_default();
+    let started = vcpus.iter().filter(|vcpu| vcpu.started);
+    HostEvidence {
+        reason: reason.map(Into::into),
+        architecture,
+        console_bytes,
+        disks_ready: disks.iter().map(DiskSeen::was_driven).collect(),
+        exits,
+        program_counters: started.filter_map(|vcpu| vcpu.program_counter).collect(),
     }
 }
 
@@ -228,6 +242,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+    use wire::message::{Exits, VcpuSeen};
 
     fn started(task: InspectorTask, files: usize) -> Result<(bool, Work), ProcessError> {
         let file = File::open("Cargo.toml").unwrap();
@@ -255,6 +270,23 @@ mod tests {
         let task = InspectorTask::Inspect { guest: guest(), has_image: false, has_kernel: true };
         let (_, work) = started(task, 1).unwrap();
         assert!(matches!(work, Work::Inspect { image: None, kernel: Some(_), .. }), "{work:?}");
+    }
+
+    #[test]
+    fn what_the_host_saw_is_summed_up_over_the_vcpus_that_ran() {
+        let vcpu = |vcpu, started, port_writes| VcpuSeen {
+            vcpu,
+            started,
+            exits: Exits { port_writes, mmio_reads: 1, ..Exits::default() },
+            program_counter: Some(u64::from(vcpu)),
+        };
+        let disks = vec![DiskSeen { status: 15, refusals: 0 }, DiskSeen { status: 11, refusals: 9 }];
+        let machine = MachineSeen { vcpus: vec![vcpu(0, true, 5), vcpu(1, false, 0), vcpu(2, true, 2)], disks };
+        let seen = HostSeen { reason: None, console_bytes: Some(7), machine: Some(machine) };
+        let evidence = evidence_of(seen, Some(Architecture::X86_64));
+        assert_eq!((evidence.exits, evidence.console_bytes), (Some(10), Some(7)));
+        assert_eq!((evidence.disks_ready, evidence.program_counters), (vec![true, false], vec![0, 2]));
+        assert_eq!(evidence_of(HostSeen::default(), None), HostEvidence::default());
     }
 
     #[test]
