@@ -81,6 +81,7 @@ fn look_at(
         guest: InspectedGuest { architecture: native(), cmdline: plan.cmdline.clone(), memory: Some(plan.memory) },
         has_image: !is_kernel,
         has_kernel: is_kernel,
+        may_be_kernel: false,
     };
     let mut session = Session::start(spawner, audit, task, &[file.as_fd()])?;
     session.must_end_within(LIMIT);

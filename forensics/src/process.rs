@@ -22,6 +22,9 @@ use wire::{Channel, ChannelError, Received, Text, recording};
 /// The most bytes of a log that are read: as many as the broker ever hands on, with the line for what it left out.
 const LOG_BYTES: u64 = (16 << 20) + 4096;
 
+/// The finding that an image is a kernel. Where nothing else is to boot it, it is looked at as one.
+const IMAGE_IS_A_KERNEL: &str = "image-is-a-kernel";
+
 /// Why the inspector could not do its work; the host or the broker is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -80,7 +83,7 @@ impl Source for Image {
 /// What is to be done, with what for.
 #[derive(Debug)]
 enum Work {
-    Inspect { guest: Guest, image: Option<Image>, kernel: Option<Image> },
+    Inspect { guest: Guest, image: Option<Image>, kernel: Option<Image>, may_be_kernel: bool },
     Explain { architecture: Option<Architecture>, form: LogForm, log: Image },
 }
 
@@ -118,11 +121,11 @@ fn start(received: Received<StartInspector>) -> Result<(bool, Work), ProcessErro
     let got = received.fds.len();
     let mut fds = received.fds.into_iter();
     let (work, expected) = match received.message.task {
-        InspectorTask::Inspect { guest, has_image, has_kernel } => {
+        InspectorTask::Inspect { guest, has_image, has_kernel, may_be_kernel } => {
             let image = fds.next_if(has_image).map(Image::new).transpose()?;
             let kernel = fds.next_if(has_kernel).map(Image::new).transpose()?;
             let expected = usize::from(has_image).saturating_add(usize::from(has_kernel));
-            (Work::Inspect { guest: guest_of(guest), image, kernel }, expected)
+            (Work::Inspect { guest: guest_of(guest), image, kernel, may_be_kernel }, expected)
         }
         InspectorTask::Explain { architecture, form } => {
             let log = fds.next().ok_or(ChannelError::Fds { got, expected: 1 })?;
@@ -161,8 +164,11 @@ fn guest_of(guest: InspectedGuest) -> Guest {
 impl Work {
     fn done(&self, seen: HostSeen) -> Result<Report, ProcessError> {
         match self {
-            Self::Inspect { guest, image, kernel } => {
+            Self::Inspect { guest, image, kernel, may_be_kernel } => {
                 let mut report = image.as_ref().map(|image| inspect::image(image, guest)).unwrap_or_default();
+                if let Some(image) = image.as_ref().filter(|_| *may_be_kernel && is_kernel(&report)) {
+                    report = inspect::kernel(image, guest);
+                }
                 let of_kernel = kernel.as_ref().map(|kernel| inspect::kernel(kernel, guest)).unwrap_or_default();
                 let named = |fact| if image.is_some() { of_the_kernel(fact) } else { fact };
                 report.facts.extend(of_kernel.facts.into_iter().map(named));
@@ -175,6 +181,11 @@ impl Work {
             }
         }
     }
+}
+
+/// Whether what was given as an image is a kernel.
+fn is_kernel(report: &Report) -> bool {
+    report.findings.iter().any(|finding| finding.id.as_str() == IMAGE_IS_A_KERNEL)
 }
 
 /// What the host saw, as the explanation takes it.
@@ -257,7 +268,7 @@ mod tests {
 
     #[test]
     fn descriptors_that_do_not_go_with_the_task_are_refused() {
-        let both = InspectorTask::Inspect { guest: guest(), has_image: true, has_kernel: true };
+        let both = InspectorTask::Inspect { guest: guest(), has_image: true, has_kernel: true, may_be_kernel: false };
         let log = InspectorTask::Explain { architecture: None, form: LogForm::Plain };
         for (task, files) in [(both.clone(), 1), (both.clone(), 3), (log.clone(), 0), (log.clone(), 2)] {
             assert!(matches!(started(task, files), Err(ProcessError::Channel(ChannelError::Fds { .. }))), "{files}");
@@ -267,7 +278,7 @@ mod tests {
 
     #[test]
     fn kernel_alone_is_no_image() {
-        let task = InspectorTask::Inspect { guest: guest(), has_image: false, has_kernel: true };
+        let task = InspectorTask::Inspect { guest: guest(), has_image: false, has_kernel: true, may_be_kernel: false };
         let (_, work) = started(task, 1).unwrap();
         assert!(matches!(work, Work::Inspect { image: None, kernel: Some(_), .. }), "{work:?}");
     }

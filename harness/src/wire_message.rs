@@ -93,7 +93,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     };
     let host = HostSeen { reason: Some(words()), console_bytes: Some(9), machine: Some(seen.clone()) };
     let guest = InspectedGuest { architecture: Architecture::Aarch64, cmdline: cmdline.clone(), memory: None };
-    let inspect = InspectorTask::Inspect { guest, has_image: true, has_kernel: true };
+    let inspect = InspectorTask::Inspect { guest, has_image: true, has_kernel: true, may_be_kernel: false };
     let explain = InspectorTask::Explain { architecture: None, form: LogForm::Recording };
     let id = || FindingId::try_from("init-missing").expect("a name");
     let fact = Fact { name: id(), of: words(), value: words() };

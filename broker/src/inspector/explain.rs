@@ -43,7 +43,7 @@ pub(crate) fn main(cli: &Cli, args: &ExplainArgs) -> ExitCode {
     let inspection = explain(cli, args).unwrap_or_else(Inspection::failed);
     let outcome = Outcome::of(&inspection);
     if args.json {
-        let value = json!({ "findings": inspection.findings_json(), "outcome": outcome.name(), "exit_code": outcome as u8,
+        let value = json!({ "facts": inspection.facts_json(), "findings": inspection.findings_json(), "outcome": outcome.name(), "exit_code": outcome as u8,
                             "message": inspection.cannot_tell });
         report::print_json(&value, false);
         inspection.cannot_tell.iter().for_each(|why| report::say(why));
@@ -54,6 +54,7 @@ pub(crate) fn main(cli: &Cli, args: &ExplainArgs) -> ExitCode {
             (Outcome::NothingToExplain, None) => lines.push("there is nothing to explain in this log".to_owned()),
             _ => {}
         }
+        lines.extend(inspection.fact_lines());
         report::print_lines(&lines);
     }
     ExitCode::from(outcome as u8)

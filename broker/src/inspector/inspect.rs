@@ -35,6 +35,7 @@ fn inspect(cli: &Cli, args: &InspectArgs) -> Result<Inspection, String> {
         guest: InspectedGuest { architecture, cmdline, memory },
         has_image: true,
         has_kernel: kernel.is_some(),
+        may_be_kernel: kernel.is_none(),
     };
     let fds: Vec<_> = [Some(&image), kernel.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect();
     let mut spawner = Spawner::new(cli.bin_dir.as_deref());

@@ -68,7 +68,8 @@ impl Inspection {
 
     /// What it comes to.
     pub(crate) fn verdict(&self) -> Verdict {
-        if self.cannot_tell.is_some() || (self.facts.is_empty() && self.findings.is_empty()) {
+        let is_unknown = || self.findings.iter().any(|finding| finding.id.as_str() == UNRECOGNISED);
+        if self.cannot_tell.is_some() || (self.facts.is_empty() && self.findings.is_empty()) || is_unknown() {
             return Verdict::CannotTell;
         }
         match self.findings.iter().map(|finding| finding.severity).max() {
@@ -83,26 +84,32 @@ impl Inspection {
         let verdict = self.verdict();
         let mut lines = vec![format!("{subject}: {}", verdict.words())];
         lines.extend(self.why_not().map(|why| format!("  {why}")));
+        lines.extend(self.fact_lines());
+        lines.extend(self.findings.iter().flat_map(finding_lines));
+        lines
+    }
+
+    /// The facts in lines.
+    pub(super) fn fact_lines(&self) -> Vec<String> {
         let name = |fact: &Fact| match fact.of.is_empty() {
             true => fact.name.to_string(),
             false => format!("{}, {}", fact.of, fact.name),
         };
         let width = self.facts.iter().map(|fact| name(fact).chars().count()).max().unwrap_or(0).min(40);
-        lines.extend(self.facts.iter().map(|fact| format!("  {:width$}  {}", name(fact), fact.value)));
-        lines.extend(self.findings.iter().flat_map(finding_lines));
-        lines
+        self.facts.iter().map(|fact| format!("  {:width$}  {}", name(fact), fact.value)).collect()
     }
 
     /// The facts, the findings, the verdict with its exit code, and why it cannot tell.
     pub(crate) fn json(&self) -> Value {
-        let facts: Vec<_> = self
-            .facts
-            .iter()
-            .map(|fact| json!({ "name": fact.name.as_str(), "of": fact.of.to_string(), "value": fact.value.to_string() }))
-            .collect();
         let verdict = self.verdict();
-        json!({ "facts": facts, "findings": self.findings_json(), "verdict": verdict.name(), "exit_code": verdict.code(),
+        json!({ "facts": self.facts_json(), "findings": self.findings_json(), "verdict": verdict.name(), "exit_code": verdict.code(),
                 "message": self.why_not() })
+    }
+
+    /// The facts.
+    pub(super) fn facts_json(&self) -> Vec<Value> {
+        let one = |fact: &Fact| json!({ "name": fact.name.as_str(), "of": fact.of.to_string(), "value": fact.value.to_string() });
+        self.facts.iter().map(one).collect()
     }
 
     /// Why it cannot tell, if it cannot.
@@ -117,6 +124,8 @@ impl Inspection {
     }
 }
 
+/// The finding that a thing is of no format that is known: whether it boots cannot be told then.
+const UNRECOGNISED: &str = "not-recognised";
 /// What is said of a thing of which an inspector says nothing.
 const UNKNOWN: &str = "it is nothing that is known here";
 
@@ -180,6 +189,14 @@ mod tests {
         let failed = Inspection { cannot_tell: Some("it was killed".to_owned()), ..of(&[Severity::Fatal]) };
         assert_eq!(failed.verdict(), Verdict::CannotTell);
         assert_eq!(failed.json()["exit_code"], 3);
+    }
+
+    #[test]
+    fn thing_of_no_known_format_cannot_be_told_of() {
+        let id = FindingId::try_from(UNRECOGNISED).unwrap();
+        let unknown = Inspection { findings: vec![Finding { id, ..finding(Severity::Warning) }], ..of(&[]) };
+        assert_eq!(unknown.verdict(), Verdict::CannotTell);
+        assert_eq!(unknown.json()["message"], UNKNOWN);
     }
 
     #[test]

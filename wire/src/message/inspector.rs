@@ -46,6 +46,8 @@ pub enum InspectorTask {
         has_image: bool,
         /// Whether a kernel comes along.
         has_kernel: bool,
+        /// Whether an image that is a kernel is to be looked at as one; else it is wrong to be a kernel.
+        may_be_kernel: bool,
     },
     /// To say what a console log means. Descriptor: the log, read-only.
     Explain {
