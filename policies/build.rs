@@ -20,8 +20,13 @@ const BPF_RET_K: u16 = 0x06;
 
 const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
 /// The processes' names in file names, and in `Process`.
-const PROCESSES: [(&str, &str); 4] =
-    [("loader", "Loader"), ("vmm", "Vmm"), ("serial", "Serial"), ("virtio-blk", "VirtioBlk")];
+const PROCESSES: [(&str, &str); 5] = [
+    ("loader", "Loader"),
+    ("vmm", "Vmm"),
+    ("serial", "Serial"),
+    ("virtio-blk", "VirtioBlk"),
+    ("inspector", "Inspector"),
+];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

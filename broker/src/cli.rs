@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Boots an untrusted root filesystem in a KVM virtual machine built from several jailed processes.
@@ -33,6 +33,12 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Says everything that is wrong with a config, without starting anything.
     Check(CheckArgs),
+    /// Says what an image or a kernel is and whether it will boot, without booting it.
+    #[command(after_help = crate::inspector::inspect::EXIT_CODES)]
+    Inspect(InspectArgs),
+    /// Says what a console log means: what happened, why, and what to do.
+    #[command(after_help = crate::inspector::explain::EXIT_CODES)]
+    Explain(ExplainArgs),
     /// Runs one device process alone, for a vhost-user front end such as QEMU.
     Device(DeviceArgs),
     /// Says whether this host can run Bulkhead, and what it lacks.
@@ -77,6 +83,23 @@ Exit codes (the JSON reason in brackets):
   34  limits.disk_writes was reached [limit-disk-writes]
  130  SIGINT [sigint]
  143  SIGTERM or SIGHUP [sigterm]";
+
+/// Shows what is wrong with the command line, or the help that was asked for; gives the exit code, which of `broker inspect`
+/// and `broker explain` is that of something that could not be looked at.
+pub(crate) fn refuse(error: &clap::Error) -> std::process::ExitCode {
+    // Nobody is left to be told where standard error is gone.
+    error.print().unwrap_or(());
+    let command = Cli::command();
+    let is_command = |word: &str| command.get_subcommands().any(|one| one.get_name() == word);
+    let chosen = std::env::args().skip(1).find(|word| is_command(word));
+    let looks = chosen.is_some_and(|name| name == "inspect" || name == "explain");
+    let code = if looks && error.use_stderr() {
+        crate::inspector::inspect::WRONG_USAGE
+    } else {
+        u8::try_from(error.exit_code()).unwrap_or(1)
+    };
+    std::process::ExitCode::from(code)
+}
 
 /// The form of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -130,6 +153,12 @@ pub(crate) struct MachineArgs {
     /// Gives the guest no ACPI tables; disks are named on the kernel command line then.
     #[arg(long)]
     pub(crate) no_acpi: bool,
+    /// Does not look at the kernel, the initrd and the root disk beside the launch.
+    #[arg(long)]
+    pub(crate) no_preflight: bool,
+    /// Does not explain the console of a run that ends badly.
+    #[arg(long)]
+    pub(crate) no_explain: bool,
     /// Ends the run after this time, such as 90s or 10m.
     #[arg(long, value_name = "TIME")]
     pub(crate) wall_time: Option<String>,
@@ -139,6 +168,48 @@ pub(crate) struct MachineArgs {
     /// Makes the guest's kernel talk early and say everything.
     #[arg(long)]
     pub(crate) debug: bool,
+}
+
+/// `broker inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A file system, an initramfs, a disk, an archive or a kernel.
+    pub(crate) image: PathBuf,
+    /// A kernel to look at beside it.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The guest's architecture [default: this host's].
+    #[arg(long, value_enum)]
+    pub(crate) arch: Option<ArchName>,
+    /// The guest's kernel command line, for init=, rdinit= and root=.
+    #[arg(short = 'p', long, alias = "params", value_name = "WORDS", default_value = "", hide_default_value = true)]
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) cmdline: String,
+    /// The guest's memory: MiB, or with a unit (512MiB, 4GiB).
+    #[arg(short, long, visible_alias = "mem", value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Logs syscalls that the policy lacks instead of killing the process.
+    #[arg(long)]
+    pub(crate) audit: bool,
+}
+
+/// `broker explain`.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The log; standard input for none or -.
+    pub(crate) log: Option<PathBuf>,
+    /// The architecture of the guest that printed it, where the log does not tell.
+    #[arg(long, value_enum)]
+    pub(crate) arch: Option<ArchName>,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Logs syscalls that the policy lacks instead of killing the process.
+    #[arg(long)]
+    pub(crate) audit: bool,
 }
 
 /// `broker check`.
@@ -271,6 +342,8 @@ pub(crate) enum ProcessName {
     Serial,
     /// One disk.
     VirtioBlk,
+    /// Looks at an image, a kernel or a console log.
+    Inspector,
 }
 
 impl From<ProcessName> for policies::Process {
@@ -280,6 +353,7 @@ impl From<ProcessName> for policies::Process {
             ProcessName::Vmm => Self::Vmm,
             ProcessName::Serial => Self::Serial,
             ProcessName::VirtioBlk => Self::VirtioBlk,
+            ProcessName::Inspector => Self::Inspector,
         }
     }
 }
@@ -295,6 +369,15 @@ pub(crate) enum ArchName {
     Aarch64,
 }
 
+impl From<ArchName> for wire::message::Architecture {
+    fn from(name: ArchName) -> Self {
+        match name {
+            ArchName::X86_64 => Self::X86_64,
+            ArchName::Aarch64 => Self::Aarch64,
+        }
+    }
+}
+
 impl From<ArchName> for policies::rules::Arch {
     fn from(name: ArchName) -> Self {
         match name {
@@ -307,7 +390,6 @@ impl From<ArchName> for policies::rules::Arch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn command_line_definition_is_consistent() {

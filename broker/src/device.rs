@@ -90,6 +90,7 @@ fn serve(cli: &Cli, args: &BlockArgs, started: Instant) -> Result<Supervisor, En
         limits,
         confinement,
         cookie,
+        inspectors: Default::default(),
     };
     Ok(Supervisor::new(launched, signals, oom, started))
 }

@@ -75,7 +75,14 @@ fn build_jail(cli: &Cli) -> anyhow::Result<()> {
     let event = || nix::sys::eventfd::EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_CLOEXEC);
     let (doorbell, irq) = (event()?, event()?);
     let (ours, theirs) = wire::Channel::pair()?;
-    let start = StartSerial { audit: false, has_input: false, escapes: false, outputs: Vec::new(), limit_bytes: None };
+    let start = StartSerial {
+        audit: false,
+        has_input: false,
+        escapes: false,
+        outputs: Vec::new(),
+        limit_bytes: None,
+        has_recording: false,
+    };
     let fds = [theirs.as_fd(), ring.as_fd(), doorbell.as_fd(), irq.as_fd()];
     let limits = Limits::for_process(Process::Serial, memory, Some(0));
     let serial = Spawner::new(cli.bin_dir.as_deref()).start(Role::Serial, limits, &start, &fds)?;

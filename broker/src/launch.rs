@@ -9,7 +9,9 @@ use crate::console::{ConsoleError, ConsoleFds};
 use crate::cores::{self, Cookie};
 use crate::ends::{End, Reason};
 use crate::files::{self, FileError};
+use crate::inspector::{self, InspectorError};
 use crate::memory::{self, MemoryError};
+use crate::preflight;
 use crate::process::{Role, Spawner, StartError, Supervised};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -65,6 +67,9 @@ pub(crate) enum LaunchError {
     /// A child cannot be started.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The console cannot be recorded.
+    #[error("the console cannot be recorded")]
+    Recording(#[from] InspectorError),
 }
 
 fn kvm_hint(errno: Errno) -> &'static str {
@@ -118,6 +123,8 @@ pub(crate) struct Launched {
     pub(crate) confinement: Confinement,
     /// The core scheduling cookie of the processes, where the kernel has that.
     pub(crate) cookie: Option<Cookie>,
+    /// Those that look at boot files and wait to explain a bad end.
+    pub(crate) inspectors: preflight::Started,
 }
 
 /// Makes what the processes of `spawner` are confined by, up to `tasks` threads. `guest_bytes` is what a cgroup counts of
@@ -209,8 +216,10 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     let limits = Limits { data_bytes: data(stacks), ..Limits::for_process(Process::Vmm, plan.memory, None) };
     processes.push(spawner.start(Role::Vmm, limits, &start, &fds)?);
     let wires = [serial_vmm.as_fd(), ring.as_fd(), doorbell.as_fd(), serial_irq.as_fd()];
-    processes.push(start_serial(spawner, audit, &plan, &console, &wires, data(0))?);
+    let (recording, recorded) = plan.explain.then(inspector::recording).transpose()?.unzip();
+    processes.push(start_serial(spawner, audit, &plan, &console, &wires, recording.as_ref(), data(0))?);
     processes.extend(blocks);
+    let inspectors = preflight::start(&plan, spawner, audit, recorded);
     let cookie = cores.leave().map_err(LaunchError::Cores)?;
     confinement.log(cookie.is_some());
     let path = |path: &Path| path.display().to_string();
@@ -225,6 +234,7 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
         limits: plan.limits,
         confinement,
         cookie,
+        inspectors,
         console_names: stdio.into_iter().chain(plan.console.files.iter().map(|file| path(file))).collect(),
     })
 }
@@ -258,6 +268,7 @@ fn start_serial(
     plan: &Plan,
     console: &ConsoleFds,
     wires: &[BorrowedFd<'_>],
+    recording: Option<&OwnedFd>,
     data_bytes: Option<u64>,
 ) -> Result<Supervised, LaunchError> {
     let outputs: Vec<ConsoleOutput> = console.outputs.iter().map(|(kind, _)| *kind).collect();
@@ -267,10 +278,12 @@ fn start_serial(
         escapes: console.terminal.is_some(),
         outputs,
         limit_bytes: plan.limits.console_bytes,
+        has_recording: recording.is_some(),
     };
     let mut fds = wires.to_vec();
     fds.extend(console.input.as_ref().map(AsFd::as_fd));
     fds.extend(console.outputs.iter().map(|(_, fd)| fd.as_fd()));
+    fds.extend(recording.map(AsFd::as_fd));
     let limits = Limits { data_bytes, ..Limits::for_process(Process::Serial, plan.memory, console.file_size_bytes) };
     Ok(spawner.start(Role::Serial, limits, &start, &fds)?)
 }

@@ -15,12 +15,14 @@ mod doctor;
 mod ends;
 mod files;
 mod host;
+mod inspector;
 mod launch;
 mod logs;
 mod memory;
 mod messages;
 mod oom;
 mod policy;
+mod preflight;
 mod privileges;
 mod process;
 mod report;
@@ -36,7 +38,7 @@ pub mod rehearsal {
     pub use crate::supervise::rehearsal::{Child, Rehearsal, Told};
 }
 
-use clap::Parser;
+use clap::Parser as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -44,7 +46,10 @@ use std::time::Instant;
 #[must_use]
 pub fn main() -> ExitCode {
     let started = Instant::now();
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::refuse(&error),
+    };
     if matches!(cli.command, cli::Command::RestoreTerminal) {
         return terminal::guard_main();
     }
@@ -58,6 +63,8 @@ pub fn main() -> ExitCode {
     match &cli.command {
         cli::Command::Run(args) => run::main(&cli, args, started),
         cli::Command::Check(args) => run::check(args),
+        cli::Command::Inspect(args) => inspector::inspect::main(&cli, args),
+        cli::Command::Explain(args) => inspector::explain::main(&cli, args),
         cli::Command::Device(args) => device::main(&cli, args, started),
         cli::Command::Doctor(args) => doctor::main(&cli, args),
         cli::Command::Policy(args) => policy::main(args),

@@ -6,7 +6,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use wire::MemoryBytes;
 
 /// Why memory could not be had.
@@ -77,6 +77,31 @@ pub(crate) fn posted_write_ring() -> Result<OwnedFd, MemoryError> {
 /// As [`posted_write_ring`].
 pub(crate) fn write_counter() -> Result<OwnedFd, MemoryError> {
     sealed(c"disk-writes", wire::message::WRITE_COUNTER_BYTES as u64, MFdFlags::empty())
+}
+
+/// The memory in which serial records the console.
+///
+/// # Errors
+/// As [`posted_write_ring`].
+pub(crate) fn recording() -> Result<OwnedFd, MemoryError> {
+    sealed(c"recording", wire::recording::RECORDING_BYTES as u64, MFdFlags::empty())
+}
+
+/// Memory for a log, empty and open until [`seal`].
+///
+/// # Errors
+/// As [`posted_write_ring`].
+pub(crate) fn log() -> Result<OwnedFd, MemoryError> {
+    create(c"log", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).map_err(|errno| MemoryError::Memfd(0, errno))
+}
+
+/// Lets nobody change a log any more.
+///
+/// # Errors
+/// When the kernel refuses, which it has no reason to.
+pub(crate) fn seal(log: &impl AsFd) -> Result<(), MemoryError> {
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+    fcntl(log, FcntlArg::F_ADD_SEALS(seals)).map(drop).map_err(|errno| MemoryError::Memfd(0, errno))
 }
 
 fn sealed(name: &CStr, bytes: u64, flags: MFdFlags) -> Result<OwnedFd, MemoryError> {

@@ -5,7 +5,10 @@
 
 use crate::process::Role;
 use std::os::fd::OwnedFd;
-use wire::message::{BootFile, Entry, FromBlock, FromLoader, FromSerial, FromVmm, Lockdown, StopReason};
+use wire::message::{
+    BootFile, Entry, FromBlock, FromInspector, FromLoader, FromSerial, FromVmm, Lockdown, MachineSeen, StopReason,
+};
+use wire::report::{Fact, Finding};
 use wire::{Channel, ChannelError, Received, Text};
 
 /// What a child said.
@@ -48,6 +51,14 @@ pub(crate) enum Event {
     BlockFinished,
     /// The guest broke a disk's protocol.
     Broken(Text),
+    /// What the vmm saw of the guest.
+    Seen(MachineSeen),
+    /// An inspector found that something is so.
+    Fact(Fact),
+    /// An inspector found something wrong.
+    Finding(Finding),
+    /// An inspector is done.
+    Inspected,
 }
 
 /// Takes a message of `role` that is there.
@@ -73,6 +84,7 @@ pub(crate) fn next(role: Role, control: &Channel) -> Result<Event, ChannelError>
                 FromVmm::Running => Event::Running,
                 FromVmm::Registers { vcpu, lines } => Event::Registers(vcpu, lines),
                 FromVmm::Stopped(reason) => Event::Stopped(reason),
+                FromVmm::Seen(seen) => Event::Seen(seen),
                 FromVmm::NotBuilt(why) => Event::NotBuilt(why),
                 FromVmm::Failed(why) => Event::Failed(why),
             };
@@ -102,6 +114,17 @@ pub(crate) fn next(role: Role, control: &Channel) -> Result<Event, ChannelError>
                 FromBlock::LimitReached => Event::LimitReached,
                 FromBlock::Finished => Event::BlockFinished,
                 FromBlock::Failed(why) => Event::Failed(why),
+            };
+            (event, fds)
+        }
+        Role::Inspector => {
+            let Received { message, fds } = control.try_recv::<FromInspector>()?;
+            let event = match message {
+                FromInspector::Ready(lockdown) => Event::Ready(lockdown, Vec::new()),
+                FromInspector::Fact(fact) => Event::Fact(fact),
+                FromInspector::Finding(finding) => Event::Finding(finding),
+                FromInspector::Finished => Event::Inspected,
+                FromInspector::Failed(why) => Event::Failed(why),
             };
             (event, fds)
         }

@@ -28,6 +28,8 @@ pub(crate) enum Role {
     Serial,
     /// The disk of this number.
     Block(u8),
+    /// Looks at an image, a kernel or a log; no part of the machine.
+    Inspector,
 }
 
 impl Role {
@@ -38,6 +40,7 @@ impl Role {
             Self::Vmm => Process::Vmm,
             Self::Serial => Process::Serial,
             Self::Block(_) => Process::VirtioBlk,
+            Self::Inspector => Process::Inspector,
         }
     }
 
@@ -166,6 +169,11 @@ impl Spawner {
         Self { bin_dir, cgroup: None, cpu_seconds: None, started: false }
     }
 
+    /// One that starts what is no part of the machine: outside of its cgroup, and with limits of its own.
+    pub(crate) fn outside(&self) -> Self {
+        Self { bin_dir: self.bin_dir.clone(), cgroup: None, cpu_seconds: None, started: self.started }
+    }
+
     /// Starts those that follow in a cgroup, and has the kernel end each that uses more CPU time than all of them may.
     ///
     /// # Errors
@@ -203,7 +211,7 @@ impl Spawner {
             binary: binary.as_fd(),
             control: theirs.as_fd(),
             log: their_log.as_fd(),
-            limits: Limits { cpu_seconds: self.cpu_seconds, ..limits },
+            limits: Limits { cpu_seconds: limits.cpu_seconds.or(self.cpu_seconds), ..limits },
             cgroup: self.cgroup.as_ref().map(AsFd::as_fd),
         })?;
         if !std::mem::replace(&mut self.started, true) && !child.ids.privileged() && nix::unistd::geteuid().is_root() {

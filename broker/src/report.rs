@@ -2,8 +2,9 @@
 
 use crate::config::Problem;
 use crate::ends::{End, Exit, Reason};
+use crate::inspector::{Inspection, finding_lines};
 use crate::process::Supervised;
-use crate::supervise::Outcome;
+use crate::supervise::{Looked, Outcome};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -48,6 +49,12 @@ pub(crate) fn outcome(outcome: &Outcome, style: Style, duration: Duration, start
             lines.iter().for_each(|line| say(&format!("  {line}")));
         }
     }
+    for finding in outcome.explanation.iter().flat_map(|explanation| &explanation.findings) {
+        finding_lines(finding).iter().for_each(|line| say(line));
+    }
+    if let Some(why) = outcome.explanation.as_ref().and_then(|explanation| explanation.cannot_tell.as_ref()) {
+        say(&format!("the end could not be explained: {why}"));
+    }
     if style.json {
         print_json(&run_json(outcome, duration, started_ns), style.console_on_stdout);
     }
@@ -89,7 +96,17 @@ pub(crate) fn print_json(value: &Value, after_console: bool) {
     }
 }
 
-fn say(text: &str) {
+/// Prints lines on standard output.
+pub(crate) fn print_lines(lines: &[String]) {
+    let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
+    let mut stdout = std::io::stdout().lock();
+    if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        tracing::debug!("standard output is gone: {error}");
+    }
+}
+
+/// Tells the user something on standard error.
+pub(crate) fn say(text: &str) {
     // Not eprintln!, which panics when standard error is gone.
     if let Err(error) = writeln!(std::io::stderr(), "broker: {text}") {
         tracing::debug!("standard error is gone: {error}");
@@ -124,6 +141,8 @@ fn run_json(outcome: &Outcome, duration: Duration, started_ns: u64) -> Value {
         "processes": outcome.processes.iter().map(process_json).collect::<Vec<_>>(),
         "confinement": outcome.confinement,
         "audit": missed,
+        "preflight": outcome.preflight.iter().map(Looked::json).collect::<Vec<_>>(),
+        "explanation": outcome.explanation.as_ref().map(Inspection::findings_json).unwrap_or_default(),
         "registers": outcome
             .registers
             .iter()

@@ -7,17 +7,20 @@ mod clock;
 mod dump;
 mod ending;
 mod events;
+mod inspectors;
 pub(crate) mod rehearsal;
 
 use crate::cgroup::{Cgroup, Confinement};
 use crate::config::RunLimits;
 use crate::cores::Cookie;
 use crate::ends::{Cause, End, Evidence, Exit};
+use crate::inspector::Inspection;
 use crate::launch::Launched;
 use crate::oom::OomWatch;
 use crate::process::{Role, Supervised};
 use crate::terminal::RawTerminal;
 use crate::{messages, privileges};
+pub(crate) use inspectors::Looked;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -56,6 +59,10 @@ pub(crate) struct Outcome {
     pub(crate) registers: BTreeMap<u8, Vec<Text>>,
     /// What limited the processes.
     pub(crate) confinement: serde_json::Value,
+    /// What was found in the boot files.
+    pub(crate) preflight: Vec<Looked>,
+    /// What the console means, where the run ended badly.
+    pub(crate) explanation: Option<Inspection>,
 }
 
 /// What is known of the console.
@@ -91,6 +98,7 @@ enum Token {
     Listener(usize, usize),
     Log(usize),
     Exited(usize),
+    Inspectors,
 }
 
 /// The supervisor.
@@ -124,6 +132,7 @@ pub(crate) struct Supervisor {
     clock: clock::Clock,
     confinement: Confinement,
     cookie: Option<Cookie>,
+    inspectors: inspectors::Inspectors,
 }
 
 /// Turns the signals that end a run into events. To be called before anything else is started.
@@ -170,6 +179,7 @@ impl Supervisor {
             limits: launched.limits,
             confinement: launched.confinement,
             cookie: launched.cookie,
+            inspectors: inspectors::Inspectors::of(launched.inspectors),
         }
     }
 
@@ -200,8 +210,12 @@ impl Supervisor {
         let cgroup = self.confinement.cgroup();
         self.evidence.oom = self.oom.fired() || cgroup.is_some_and(Cgroup::had_oom_kill);
         self.evidence.memory_limit = self.limits.memory_bytes.filter(|_| cgroup.is_some_and(Cgroup::ran_out_of_memory));
+        let end = self.evidence.judge();
+        let (preflight, explanation) = self.end_inspectors(end.reason);
         Outcome {
-            end: self.evidence.judge(),
+            end,
+            preflight,
+            explanation,
             processes: self.processes,
             console: self.console,
             missed: self.missed,
@@ -249,6 +263,7 @@ impl Supervisor {
             let listeners = process.listeners.iter().enumerate();
             watched.extend(listeners.map(|(number, listener)| (Token::Listener(index, number), listener.as_fd())));
         }
+        watched.extend(self.inspectors.fds().map(|fd| (Token::Inspectors, fd)));
         let mut fds: Vec<_> = watched.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         match poll(&mut fds, self.timeout()) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -257,6 +272,7 @@ impl Supervisor {
         let happened = fds.iter().zip(&watched).filter(|(fd, _)| fd.any().unwrap_or(false));
         let mut tokens: Vec<Token> = happened.map(|(_, (token, _))| *token).collect();
         tokens.sort_unstable();
+        tokens.dedup();
         Ok(tokens)
     }
 
@@ -264,13 +280,12 @@ impl Supervisor {
         let deadline = self.deadline.as_ref().map(|(end, _)| *end);
         let suspicion = self.suspicion.as_ref().map(|(_, end)| *end);
         let logs = self.processes.iter().filter_map(|process| process.log.resume_at());
-        let next = deadline
-            .into_iter()
-            .chain(suspicion)
+        let next = (deadline.into_iter().chain(suspicion))
             .chain(self.ending.deadlines())
             .chain(self.dumps.until())
             .chain(self.clock.deadlines().filter(|_| self.phase != Phase::Ending))
             .chain(logs)
+            .chain(self.inspectors.deadlines())
             .min();
         next.map_or(PollTimeout::NONE, |next| {
             let left = next.saturating_duration_since(Instant::now());
@@ -285,6 +300,7 @@ impl Supervisor {
             Token::Listener(index, number) => self.on_listener(index, number),
             Token::Log(index) => self.on_log(index, now),
             Token::Exited(index) => self.on_exit(index, now),
+            Token::Inspectors => self.inspectors.turn(now),
         }
     }
 
@@ -391,6 +407,9 @@ impl Supervisor {
             let cause = cause.unwrap_or_else(|| Cause::Failed { name: self.expected_next(), why: what });
             self.cause(cause);
         }
+        if self.inspectors.deadlines().any(|at| at <= now) {
+            self.inspectors.turn(now);
+        }
         let used = || clock::cpu_time(&self.processes, self.confinement.cgroup());
         let is_full = || self.confinement.cgroup().is_some_and(Cgroup::has_used_its_memory_up);
         if self.phase != Phase::Ending
@@ -406,13 +425,12 @@ impl Supervisor {
     }
 
     fn expected_next(&self) -> String {
-        let role = if self.phase == Phase::Loading { Role::Loader } else { Role::Vmm };
-        role.name()
+        if self.phase == Phase::Loading { Role::Loader.name() } else { Role::Vmm.name() }
     }
 
     /// Takes the next step, if everything for it is there.
     fn advance(&mut self, now: Instant) {
-        if self.phase == Phase::Starting && self.evidence.causes.is_empty() && self.all_jailed() {
+        if self.phase == Phase::Starting && self.evidence.causes.is_empty() && self.all_jailed(now) {
             self.phase = Phase::Loading;
             self.set_deadline(LOAD_LIMIT, "the boot files were not loaded");
             self.let_load();
@@ -428,8 +446,9 @@ impl Supervisor {
         }
     }
 
-    fn all_jailed(&self) -> bool {
-        self.processes.iter().all(|process| process.checked)
+    /// To look at a jail takes privileges that are given up then: the inspectors have to be in theirs too.
+    fn all_jailed(&mut self, now: Instant) -> bool {
+        self.processes.iter().all(|process| process.checked) && self.inspectors.entered(now)
     }
 
     fn find(&mut self, role: Role) -> Option<&mut Supervised> {
@@ -453,6 +472,7 @@ impl Supervisor {
             // It is dying; its end is about to be seen.
             tracing::debug!("the loader could not be told to load: {error}");
         }
+        self.inspectors.begin();
     }
 
     /// Every jail was checked and guest memory is prepared.

@@ -4,6 +4,7 @@
 
 pub mod explain;
 pub mod inspect;
+pub mod process;
 pub mod report;
 pub mod source;
 

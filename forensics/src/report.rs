@@ -15,9 +15,9 @@ pub struct Report {
 
 impl Report {
     /// The most facts that are kept: an image can have as many partitions and members as it likes.
-    pub const MAX_FACTS: usize = 256;
+    pub const MAX_FACTS: usize = wire::report::MAX_FACTS;
     /// The most findings that are kept.
-    pub const MAX_FINDINGS: usize = 64;
+    pub const MAX_FINDINGS: usize = wire::report::MAX_FINDINGS;
 
     /// Adds a fact of the whole thing, unless there are too many. A `name` that is no identifier is left out.
     pub fn fact(&mut self, name: &str, value: impl fmt::Display) {

@@ -11,7 +11,9 @@ use nix::sys::socket::{Shutdown, shutdown};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 use wire::Text;
-use wire::message::{Entry, FromBlock, FromLoader, FromSerial, FromVmm, Lockdown, StopReason, ToLoader, ToVmm};
+use wire::message::{
+    Entry, FromBlock, FromLoader, FromSerial, FromVmm, Lockdown, MachineSeen, StopReason, ToLoader, ToVmm, VcpuSeen,
+};
 
 /// The exit codes of the README.
 const CODES: &[u8] = &[0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 20, 21, 22, 23, 30, 31, 32, 33, 34, 130, 143];
@@ -83,6 +85,12 @@ fn honest(child: Child, input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         (Child::Vmm, 3) => {
             let lines = vec![text(input)?; usize::from(input.arbitrary::<u8>()? % 8)];
             packet(&FromVmm::Registers { vcpu: input.arbitrary()?, lines })
+        }
+        (Child::Vmm, 4) if input.ratio(1_u8, 2_u8)? => {
+            let vcpu =
+                VcpuSeen { vcpu: input.arbitrary()?, started: true, exits: Default::default(), program_counter: None };
+            let vcpus = vec![vcpu; usize::from(input.arbitrary::<u8>()? % 40)];
+            packet(&FromVmm::Seen(MachineSeen { vcpus, disks: Vec::new() }))
         }
         (Child::Vmm, 4) => packet(&FromVmm::Failed(text(input)?)),
         (Child::Vmm, 5) => {

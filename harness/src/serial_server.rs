@@ -49,6 +49,7 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
         escapes,
         outputs: vec![ConsoleOutput::Stream, ConsoleOutput::File { limit_bytes: LIMIT_BYTES }],
         limit_bytes: None,
+        has_recording: false,
     };
     let mut server = Server::new(&control, &start, fds).expect("a server");
     let mut producer = Producer::map(ring.try_clone().expect("a descriptor")).expect("a ring");

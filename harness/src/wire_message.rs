@@ -8,9 +8,11 @@ use std::fmt::Debug;
 use std::os::fd::AsFd;
 use wire::channel::MAX_MESSAGE_BYTES;
 use wire::message::{
-    Entry, FromBlock, FromLoader, FromSerial, FromVmm, Lockdown, SerialRead, SerialValue, StartBlock, StartLoader,
-    StartSerial, StartVmm, StopReason, ToDevice, ToLoader, ToVmm,
+    Architecture, DiskSeen, Entry, Exits, FromBlock, FromInspector, FromLoader, FromSerial, FromVmm, HostSeen,
+    InspectedGuest, InspectorTask, Lockdown, LogForm, MachineSeen, SerialRead, SerialValue, StartBlock, StartInspector,
+    StartLoader, StartSerial, StartVmm, StopReason, ToDevice, ToInspector, ToLoader, ToVmm, VcpuSeen,
 };
+use wire::report::{Confidence, EvidenceLines, Fact, Finding, FindingId, Severity};
 use wire::{Channel, ChannelError, CommandLine, CpuList, Text};
 
 /// The first byte says which type, the rest is the packet.
@@ -19,7 +21,7 @@ use wire::{Channel, ChannelError, CommandLine, CpuList, Text};
 /// When something does not hold.
 pub fn run(bytes: &[u8]) {
     let Some((kind, packet)) = bytes.split_first() else { return };
-    match kind % 15 {
+    match kind % 18 {
         0 => decode::<StartLoader>(packet),
         1 => decode::<ToLoader>(packet),
         2 => decode::<FromLoader>(packet),
@@ -34,6 +36,9 @@ pub fn run(bytes: &[u8]) {
         11 => decode::<StartBlock>(packet),
         12 => decode::<FromBlock>(packet),
         13 => decode::<CpuList>(packet),
+        15 => decode::<StartInspector>(packet),
+        16 => decode::<ToInspector>(packet),
+        17 => decode::<FromInspector>(packet),
         _ => text(packet),
     }
 }
@@ -77,6 +82,30 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let words = || Text::truncated("why \u{1b}[2J");
     let lockdown = Lockdown { landlock_abi: 3, mdwe: true, listeners: 1 };
     let cmdline = CommandLine::try_from("console=ttyS0 root=/dev/vda".to_owned()).expect("a line");
+    let seen = MachineSeen {
+        vcpus: vec![VcpuSeen {
+            vcpu: 0,
+            started: true,
+            exits: Exits { port_writes: 7, ..Exits::default() },
+            program_counter: Some(0x10_0000),
+        }],
+        disks: vec![DiskSeen { status: 15, refusals: 0 }],
+    };
+    let host = HostSeen { reason: Some(words()), console_bytes: Some(9), machine: Some(seen.clone()) };
+    let guest = InspectedGuest { architecture: Architecture::Aarch64, cmdline: cmdline.clone(), memory: None };
+    let inspect = InspectorTask::Inspect { guest, has_image: true, has_kernel: true, may_be_kernel: false };
+    let explain = InspectorTask::Explain { architecture: None, form: LogForm::Recording };
+    let id = || FindingId::try_from("init-missing").expect("a name");
+    let fact = Fact { name: id(), of: words(), value: words() };
+    let finding = Finding {
+        id: id(),
+        severity: Severity::Fatal,
+        confidence: Confidence::Certain,
+        what: words(),
+        why: words(),
+        evidence: EvidenceLines::truncated([words(), words()]),
+        remedy: words(),
+    };
     let long = Entry::X86Long { entry: 0x10_0000, boot_params: 0x7000, page_table: 0x9000, gdt: 0x500 };
     vec![
         (
@@ -91,7 +120,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                     gic: wire::message::GicVersion::V3,
                     has_initrd: true,
                     acpi: true,
-                    cmdline,
+                    cmdline: cmdline.clone(),
                 },
             ),
         ),
@@ -128,6 +157,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                         wire::message::ConsoleOutput::File { limit_bytes: 9 },
                     ],
                     limit_bytes: Some(99),
+                    has_recording: true,
                 },
             ),
         ),
@@ -151,6 +181,12 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("from_block", encoded(12, &FromBlock::Ready(lockdown))),
         ("cpu_list", encoded(13, &CpuList::try_from(vec![1, 2, 3]).expect("a list"))),
         ("text", encoded(14, &words())),
+        ("seen", encoded(5, &FromVmm::Seen(seen.clone()))),
+        ("start_inspector", encoded(15, &StartInspector { audit: false, task: inspect })),
+        ("start_explainer", encoded(15, &StartInspector { audit: true, task: explain })),
+        ("to_inspector", encoded(16, &ToInspector::Begin(host))),
+        ("fact", encoded(17, &FromInspector::Fact(fact))),
+        ("finding", encoded(17, &FromInspector::Finding(finding))),
     ]
 }
 

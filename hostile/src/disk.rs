@@ -10,8 +10,8 @@ use std::ffi::c_long;
 
 const READ_ONLY: &str = "a read-only file";
 const GROW: &str = "a disk that is writable";
-/// Who holds files of the host: the loader its kernel, virtio-blk its image.
-const HOLDERS: &[Seat] = &[Seat::Loader, Seat::VirtioBlk];
+/// Who holds files of the host: the loader its kernel, virtio-blk its image, the inspector what it looks at.
+const HOLDERS: &[Seat] = &[Seat::Loader, Seat::VirtioBlk, Seat::Inspector];
 const BLOCK: &[Seat] = &[Seat::VirtioBlk];
 const FILE: Arg = Fd(Kind::ReadOnlyFile);
 /// Far beyond the end of any image of a test.

@@ -29,7 +29,7 @@ pub fn attempts() -> Vec<Attempt> {
     }
     for (name, request) in KVM {
         let row = format!("each of KVM's {count} requests, on one of its descriptors after another");
-        let seats = &[Seat::Loader, Seat::Serial, Seat::VirtioBlk];
+        let seats = &[Seat::Loader, Seat::Serial, Seat::VirtioBlk, Seat::Inspector];
         all.push(Attempt::new(GROUP, name, &row, call(Arg::Nth(*request as usize & 0xff), *request)).by(seats));
     }
     let row = "find an open /dev/kvm among its descriptors";

@@ -1,6 +1,6 @@
 //! What a captured process tries: the attempts, and how one of them is run inside a real binary of Bulkhead.
 //!
-//! A test build of the loader, the vmm, serial and virtio-blk (feature `hostile` of their crates) enters one attempt after
+//! A test build of the loader, the vmm, serial, virtio-blk and the inspector (feature `hostile` of their crates) enters one attempt after
 //! its jail is complete, by the same launch path as ever. Which one, the jail leaves no argument, environment or file to
 //! tell: the words stand in the binary itself, where `tests::captured` changes them in a copy.
 
@@ -33,11 +33,14 @@ pub enum Seat {
     Serial,
     /// A virtio-blk process.
     VirtioBlk,
+    /// An inspector.
+    Inspector,
 }
 
 impl Seat {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Loader, Self::VmmControl, Self::VmmVcpu, Self::Serial, Self::VirtioBlk];
+    pub const ALL: [Self; 6] =
+        [Self::Loader, Self::VmmControl, Self::VmmVcpu, Self::Serial, Self::VirtioBlk, Self::Inspector];
 
     /// Its name in the matrix and in a task.
     #[must_use]
@@ -48,6 +51,7 @@ impl Seat {
             Self::VmmVcpu => "vmm-vcpu",
             Self::Serial => "serial",
             Self::VirtioBlk => "virtio-blk",
+            Self::Inspector => "inspector",
         }
     }
 }

@@ -16,7 +16,7 @@ const PRIVATE: usize = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORE
 /// The attempts.
 #[must_use]
 pub fn attempts() -> Vec<Attempt> {
-    let others = &[Seat::Loader, Seat::Serial, Seat::VirtioBlk];
+    let others = &[Seat::Loader, Seat::Serial, Seat::VirtioBlk, Seat::Inspector];
     let name = "allocate and use memory without bound";
     let row = "allocate memory without bound";
     vec![

@@ -17,6 +17,7 @@ const VMM: &[Seat] = &[Seat::VmmControl, Seat::VmmVcpu];
 const LOADER: &[Seat] = &[Seat::Loader];
 const SERIAL: &[Seat] = &[Seat::Serial];
 const BLOCK: &[Seat] = &[Seat::VirtioBlk];
+const INSPECTOR: &[Seat] = &[Seat::Inspector];
 /// The most descriptors that the kernel passes at once (linux/net/scm.h).
 const SCM_MAX_FD: usize = 253;
 /// No address of any guest's memory.
@@ -73,6 +74,10 @@ fn flood(held: &Held) -> Done {
     } else if held.first(Kind::Stream).is_some() {
         // FromBlock::Broken.
         endless(&variant(1, &text))
+    } else if held.first(Kind::GuestMemory).is_none() {
+        // FromInspector::Fact: a name, of what, a value.
+        let name = [&1_u64.to_le_bytes()[..], b"x"].concat();
+        endless(&variant(1, &[&name[..], &text, &text].concat()))
     } else {
         // FromLoader::Loaded.
         endless(&loaded(arch::ENTRY.0, &vec![0; 8 * arch::ENTRY.1]))
@@ -307,6 +312,7 @@ fn silence() -> Vec<Attempt> {
         add(SERIAL, Expect::Deadline(0, "the guest powered off")),
         add(BLOCK, Expect::Deadline(23, "virtio-blk-0")),
         add(&[Seat::VmmVcpu], Expect::Terminated),
+        add(INSPECTOR, Expect::Deadline(3, "within 30 seconds")),
     ]
 }
 

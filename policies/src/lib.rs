@@ -29,6 +29,8 @@ pub enum Process {
     Serial,
     /// One disk.
     VirtioBlk,
+    /// Looks at an image, a kernel or a console log.
+    Inspector,
 }
 
 impl Process {
@@ -40,6 +42,7 @@ impl Process {
             Self::Vmm => "vmm",
             Self::Serial => "serial",
             Self::VirtioBlk => "virtio-blk",
+            Self::Inspector => "inspector",
         }
     }
 
@@ -51,6 +54,7 @@ impl Process {
             Self::Vmm => "bulkhead-vmm",
             Self::Serial => "bulkhead-serial",
             Self::VirtioBlk => "bulkhead-virtio-blk",
+            Self::Inspector => "bulkhead-inspector",
         }
     }
 }

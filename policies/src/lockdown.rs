@@ -17,9 +17,13 @@ pub const PANIC_STATUS: i32 = 101;
 /// The Landlock ABI whose rights are denied, as far as the kernel knows them: the newest one whose rights were reviewed.
 const LANDLOCK_ABI: ABI = ABI::V7;
 
-/// All the heap that a jailed process has, in bytes: many times what the busiest of them uses, a loader with the longest
-/// list of program headers that an ELF file can have. Memory that nobody touches costs nothing.
+/// All the heap that a jailed process of a machine has, in bytes: many times what the busiest of them uses, a loader with the
+/// longest list of program headers that an ELF file can have. Memory that nobody touches costs nothing.
 const HEAP_BYTES: usize = 16 << 20;
+
+/// All the heap of an inspector, in bytes: a log of 16 MiB and what is made of it, or the window of a decompressor and what
+/// is kept of an archive. Beyond it, the kernel kills the process for the call by which it asks for more.
+pub const INSPECTOR_HEAP_BYTES: usize = 192 << 20;
 
 /// Why a process could not lock itself down.
 #[derive(Debug, thiserror::Error)]
@@ -93,9 +97,13 @@ pub fn exit_now(status: i32) -> ! {
 /// When the kernel refuses a step that it supports. A kernel without Landlock (before 5.13) or `PR_SET_MDWE` (before 6.3)
 /// is no error: the report says so.
 pub fn begin() -> Result<Jailed, LockdownError> {
+    begin_with_heap(HEAP_BYTES)
+}
+
+fn begin_with_heap(heap_bytes: usize) -> Result<Jailed, LockdownError> {
     nix::sys::prctl::set_dumpable(false).map_err(LockdownError::Dumpable)?;
     die_of_faults().map_err(LockdownError::Faults)?;
-    reserve_heap();
+    reserve_heap(heap_bytes);
     let report = Lockdown { landlock_abi: deny_all()?, mdwe: refuse_writable_executable_memory(), listeners: 0 };
     Ok(Jailed { report, listeners: Vec::new() })
 }
@@ -105,22 +113,28 @@ pub fn begin() -> Result<Jailed, LockdownError> {
 /// # Errors
 /// As [`begin`] and [`install`].
 pub fn enter(filter: Filter, audit: bool) -> Result<Jailed, LockdownError> {
-    let mut jailed = begin()?;
+    enter_with_heap(filter, audit, HEAP_BYTES)
+}
+
+/// As [`enter`], with another heap than a process of a machine has.
+///
+/// # Errors
+/// As there.
+pub fn enter_with_heap(filter: Filter, audit: bool, heap_bytes: usize) -> Result<Jailed, LockdownError> {
+    let mut jailed = begin_with_heap(heap_bytes)?;
     jailed.add_listener(install(filter, audit)?);
     Ok(jailed)
 }
 
-/// Makes the allocator take [`HEAP_BYTES`] now, for all threads, and ask the kernel for nothing afterwards (mallopt(3)): no
+/// Makes the allocator take `heap_bytes` now, for all threads, and ask the kernel for nothing afterwards (mallopt(3)): no
 /// policy needs to allow it more memory, and a captured process can take no more.
 #[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
-fn reserve_heap() {
-    /// The most that glibc takes: `HEAP_MAX_SIZE / 2` of malloc/malloc.c.
-    const MMAP_THRESHOLD_BYTES: libc::c_int = 32 << 20;
+fn reserve_heap(heap_bytes: usize) {
     let settings = [
         // One heap for all threads: those of other arenas grow by mprotect.
         (libc::M_ARENA_MAX, 1),
-        // No block is mapped by itself.
-        (libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES),
+        // No block is mapped by itself, however large.
+        (libc::M_MMAP_MAX, 0),
         // Nothing is given back.
         (libc::M_TRIM_THRESHOLD, libc::c_int::MAX),
     ];
@@ -128,7 +142,7 @@ fn reserve_heap() {
         // SAFETY: mallopt takes two numbers and may be called at any time. One that it does not like changes nothing.
         unsafe { libc::mallopt(parameter, value) };
     }
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(HEAP_BYTES)));
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(heap_bytes)));
 }
 
 /// Takes the Rust runtime's handlers of SIGSEGV and SIGBUS away: they make system calls that no policy allows, so that a

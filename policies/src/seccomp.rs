@@ -17,6 +17,8 @@ pub enum Filter {
     Serial,
     /// The only thread of a virtio-blk process.
     VirtioBlk,
+    /// The only thread of an inspector.
+    Inspector,
 }
 
 /// Why a filter could not be installed.
@@ -56,6 +58,8 @@ impl Filter {
             (Self::Serial, true) => SERIAL_MAIN_AUDIT,
             (Self::VirtioBlk, false) => VIRTIO_BLK_MAIN_KILL,
             (Self::VirtioBlk, true) => VIRTIO_BLK_MAIN_AUDIT,
+            (Self::Inspector, false) => INSPECTOR_MAIN_KILL,
+            (Self::Inspector, true) => INSPECTOR_MAIN_AUDIT,
         }
     }
 }
@@ -91,6 +95,9 @@ mod tests {
     const ALLOW: u32 = 0x7fff_0000;
     const RET_K: u16 = 0x06;
 
+    const ALL: [Filter; 6] =
+        [Filter::Loader, Filter::VmmControl, Filter::VmmVcpu, Filter::Serial, Filter::VirtioBlk, Filter::Inspector];
+
     fn actions(filter: Filter, audit: bool) -> Vec<u32> {
         let mut actions: Vec<_> = filter.instructions(audit).iter().filter(|i| i.code == RET_K).map(|i| i.k).collect();
         actions.sort_unstable();
@@ -100,14 +107,14 @@ mod tests {
 
     #[test]
     fn filter_knows_no_action_but_allow_and_kill() {
-        for filter in [Filter::Loader, Filter::VmmControl, Filter::VmmVcpu, Filter::Serial, Filter::VirtioBlk] {
+        for filter in ALL {
             assert_eq!(actions(filter, false), [ALLOW, KILL_PROCESS], "{filter:?}");
         }
     }
 
     #[test]
     fn audit_filter_asks_instead_but_still_kills_a_foreign_architecture() {
-        for filter in [Filter::Loader, Filter::VmmControl, Filter::VmmVcpu, Filter::Serial, Filter::VirtioBlk] {
+        for filter in ALL {
             assert_eq!(actions(filter, true), [USER_NOTIF, ALLOW, KILL_PROCESS], "{filter:?}");
         }
     }

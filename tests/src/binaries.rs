@@ -28,7 +28,20 @@ fn folder() -> PathBuf {
     let target = folder.parent().and_then(Path::parent).expect("the test program is not in a target folder");
     // cargo has let go of its lock when it runs tests; it does not build the binaries of other packages by itself.
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--bins", "-p", "broker", "-p", "vmm-core", "-p", "device-procs", "-p", "tests"]);
+    cargo.args([
+        "build",
+        "--quiet",
+        "--bins",
+        "-p",
+        "broker",
+        "-p",
+        "vmm-core",
+        "-p",
+        "device-procs",
+        "-p",
+        "forensics",
+    ]);
+    cargo.args(["-p", "tests"]);
     cargo.arg("--target-dir").arg(target).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     if folder.ends_with("release") {
         cargo.arg("--release");
@@ -36,11 +49,11 @@ fn folder() -> PathBuf {
     run(&mut cargo);
     if !folder.ends_with("release") {
         let mut hostile = Command::new(cargo.get_program());
-        hostile.args(["build", "--quiet", "-p", "vmm-core", "-p", "device-procs"]);
-        for name in ["loader", "vmm", "serial", "virtio-blk"] {
+        hostile.args(["build", "--quiet", "-p", "vmm-core", "-p", "device-procs", "-p", "forensics"]);
+        for name in ["loader", "vmm", "serial", "virtio-blk", "inspector"] {
             hostile.arg("--bin").arg(format!("hostile-{name}"));
         }
-        hostile.args(["--features", "vmm-core/hostile,device-procs/hostile"]);
+        hostile.args(["--features", "vmm-core/hostile,device-procs/hostile,forensics/hostile"]);
         run(hostile.arg("--target-dir").arg(target).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")));
     }
     folder.to_owned()

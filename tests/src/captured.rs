@@ -33,6 +33,7 @@ pub fn process(seat: Seat) -> Process {
         Seat::VmmControl | Seat::VmmVcpu => Process::Vmm,
         Seat::Serial => Process::Serial,
         Seat::VirtioBlk => Process::VirtioBlk,
+        Seat::Inspector => Process::Inspector,
     }
 }
 
@@ -41,6 +42,10 @@ pub fn process(seat: Seat) -> Process {
 /// # Errors
 /// When the attempt succeeded, or ended otherwise than it must, or something else was harmed.
 pub fn run(attempt: &Attempt, seat: Seat) -> Result<Cell, String> {
+    if seat == Seat::Inspector { inspector::run(attempt) } else { run_in_machine(attempt, seat) }
+}
+
+fn run_in_machine(attempt: &Attempt, seat: Seat) -> Result<Cell, String> {
     let listener = listener();
     let machine = Machine::new("test=banner");
     let image = disk::image(machine.folder(), "disk.img", SECTORS);
@@ -63,26 +68,34 @@ pub fn run(attempt: &Attempt, seat: Seat) -> Result<Cell, String> {
     let cell = judge(attempt, seat, &ended).and_then(|cell| {
         untouched(&ended)?;
         before.compare(&Snapshot::of(&image))?;
-        match listener.accept() {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(cell),
-            _ => Err("the host's socket was reached".to_owned()),
-        }
+        unreached(listener).map(|()| cell)
     });
     cell.map_err(|why| format!("{} of {}: {why}\n{}", attempt.name, seat.name(), ended.story()))
 }
 
-/// What is said of an attempt by the payload itself and by the broker.
-fn judge(attempt: &Attempt, seat: Seat, ended: &Ended) -> Result<Cell, String> {
+/// That nobody reached the host's socket.
+fn unreached(listener: &UnixListener) -> Result<(), String> {
+    match listener.accept() {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+        _ => Err("the host's socket was reached".to_owned()),
+    }
+}
+
+/// What the payload says of its attempt, if it came to say anything.
+fn result(ended: &Ended) -> Result<Option<&str>, String> {
     let lines: Vec<_> = ended.log.lines().filter_map(|line| Some(line.split_once(SAID)?.1)).collect();
     let said: Vec<_> = lines.iter().map(|line| line.split(" process=").next().unwrap_or(line).trim()).collect();
-    let (result, code) = match said[..] {
-        ["begin"] => (None, ended.status.code()),
-        ["begin", result] => (Some(result), ended.status.code()),
-        _ => return Err(format!("the payload said {said:?}")),
-    };
-    if let Some(result) = result.filter(|result| result.starts_with("succeeded")) {
-        return Err(format!("it {result}"));
+    match said[..] {
+        ["begin"] => Ok(None),
+        ["begin", result] if result.starts_with("succeeded") => Err(format!("it {result}")),
+        ["begin", result] => Ok(Some(result)),
+        _ => Err(format!("the payload said {said:?}")),
     }
+}
+
+/// What is said of an attempt by the payload itself and by the broker.
+fn judge(attempt: &Attempt, seat: Seat, ended: &Ended) -> Result<Cell, String> {
+    let (result, code) = (result(ended)?, ended.status.code());
     let message = ended.report["message"].as_str().unwrap_or_default();
     let signal = ended.report["processes"].as_array().and_then(|all| {
         let one = all.iter().find(|one| one["name"].as_str().unwrap_or_default().starts_with(process(seat).name()))?;
@@ -165,6 +178,66 @@ fn untouched(ended: &Ended) -> Result<(), String> {
     let signals: Vec<_> = processes.iter().filter_map(|process| process["exit"]["signal"].as_i64()).collect();
     let strange = signals.iter().filter(|&&signal| signal != i64::from(libc::SIGKILL)).count();
     if strange > 1 { Err(format!("signals {signals:?}")) } else { Ok(()) }
+}
+
+/// An inspector is no part of a machine: it is captured in a `broker inspect`.
+mod inspector {
+    use super::{
+        Attempt, Cell, Ended, Expect, Machine, Process, SECTORS, Seat, Snapshot, disk, listener, probe, unreached,
+    };
+    use std::path::Path;
+
+    /// The exit code of an inspection that came to nothing.
+    const CANNOT_TELL: i32 = 3;
+    /// What a line of the log has of an inspector whose jail was looked at.
+    const JAILED: &str = "jail built and checked process=\"inspector\" pid=";
+
+    /// Makes one attempt.
+    pub(super) fn run(attempt: &Attempt) -> Result<Cell, String> {
+        let listener = listener();
+        let machine = Machine::bare();
+        let image = disk::image(machine.folder(), "disk.img", SECTORS);
+        let before = Snapshot::of(&image);
+        let words = hostile::task::words(Seat::Inspector, &attempt.name);
+        let bin = probe::binaries_with_program(machine.folder(), Process::Inspector, "hostile-inspector", &words);
+        let machine = machine.args(["inspect", "--json", "-v"]).args([&image]);
+        let (ended, _running) = machine.args(["--bin-dir".as_ref(), bin.as_os_str()]).start().wait_and_keep();
+        let cell = judge(attempt, &ended).and_then(|cell| {
+            gone(&ended)?;
+            before.compare(&Snapshot::of(&image))?;
+            unreached(listener).map(|()| cell)
+        });
+        cell.map_err(|why| format!("{} of inspector: {why}\n{}", attempt.name, ended.story()))
+    }
+
+    fn judge(attempt: &Attempt, ended: &Ended) -> Result<Cell, String> {
+        let result = super::result(ended)?;
+        let (code, message) = (ended.status.code(), ended.report["message"].as_str().unwrap_or_default());
+        let ended_by_broker = |words: &str| code == Some(CANNOT_TELL) && message.contains(words);
+        match (attempt.expect, result) {
+            // Whatever else is expected: the call never came to anything.
+            (_, None) if ended_by_broker("killed by SIGSYS") => Ok("killed".to_owned()),
+            // It went on in order, and found what there is to find.
+            (Expect::KillOrRefusal, Some(result)) if !message.contains("the inspector") => {
+                Ok(result.strip_prefix("refused ").unwrap_or(result).to_owned())
+            }
+            (Expect::CutOff(_), _) if ended_by_broker("the inspector broke the protocol") => Ok("cut off".to_owned()),
+            // It is listened to no more, and ends because of that.
+            (Expect::CutOff(_), _) if ended_by_broker("the inspector ended ") => Ok("cut off".to_owned()),
+            (Expect::Deadline(_, words), None) if ended_by_broker(words) => Ok("ended".to_owned()),
+            (wanted, result) => Err(format!("{result:?} with code {code:?} and {message:?} is not {wanted:?}")),
+        }
+    }
+
+    /// That the captured process is not left.
+    fn gone(ended: &Ended) -> Result<(), String> {
+        let pid = ended.log.lines().find_map(|line| line.split_once(JAILED)).map(|(_, pid)| pid.trim());
+        match pid {
+            Some(pid) if Path::new("/proc").join(pid).exists() => Err(format!("{pid} is left")),
+            Some(_) => Ok(()),
+            None => Err("no jail was looked at".to_owned()),
+        }
+    }
 }
 
 /// The disk as the host sees it.

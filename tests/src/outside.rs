@@ -1,6 +1,7 @@
 //! A running machine's processes as the rest of the system sees them, in /proc.
 
 use nix::unistd::Pid;
+use policies::Process;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -180,15 +181,41 @@ fn processes() -> Vec<(Seen, Pid)> {
     found
 }
 
-/// The jailed processes below `broker`, by program and id.
+/// The jailed processes of the machine below `broker`, by program and id: without inspectors, which come and go and are no part
+/// of it.
 #[must_use]
 pub fn jailed(broker: Pid) -> Vec<Seen> {
+    below(broker).into_iter().filter(|seen| seen.program != Process::Inspector.binary()).collect()
+}
+
+/// The inspectors below `broker`.
+#[must_use]
+pub fn inspectors(broker: Pid) -> Vec<Seen> {
+    below(broker).into_iter().filter(|seen| seen.program == Process::Inspector.binary()).collect()
+}
+
+/// The only inspector below `broker` once the boot files were looked at: the one that waits to explain a bad end.
+#[must_use]
+pub fn explainer(broker: Pid) -> Seen {
+    let end = Instant::now() + crate::machine::LIMIT;
+    loop {
+        let mut found = inspectors(broker);
+        if let (1, Some(one)) = (found.len(), found.pop()) {
+            return one;
+        }
+        assert!(Instant::now() < end, "there is not one inspector");
+        std::thread::yield_now();
+    }
+}
+
+/// All jailed processes below `broker`, by program and id.
+fn below(broker: Pid) -> Vec<Seen> {
     let all = processes();
-    let mut below = vec![broker];
+    let mut parents = vec![broker];
     let mut found = Vec::new();
-    while let Some(parent) = below.pop() {
+    while let Some(parent) = parents.pop() {
         for (seen, _) in all.iter().filter(|(_, of)| *of == parent) {
-            below.push(seen.pid);
+            parents.push(seen.pid);
             if seen.program.starts_with("bulkhead-") {
                 found.push(seen.clone());
             }

@@ -11,15 +11,17 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// All processes.
+/// All processes of a machine.
 pub const PROCESSES: [Process; 4] = [Process::Loader, Process::Vmm, Process::Serial, Process::VirtioBlk];
+/// Those, and the one that looks at what a machine is to boot and at its console.
+pub const ALL: [Process; 5] = [Process::Loader, Process::Vmm, Process::Serial, Process::VirtioBlk, Process::Inspector];
 
 /// A folder of binaries within `folder` where `process` is left out.
 #[must_use]
 pub fn binaries_without(folder: &Path, process: Process) -> PathBuf {
     let bin = folder.join("bin");
     fs::create_dir(&bin).expect("no folder for the binaries");
-    for other in PROCESSES.into_iter().filter(|&other| other != process) {
+    for other in ALL.into_iter().filter(|&other| other != process) {
         symlink(binary(other.binary()), bin.join(other.binary())).expect("a binary cannot be linked to");
     }
     bin

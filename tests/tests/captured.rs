@@ -86,6 +86,11 @@ fn captured_virtio_blk_reaches_nothing() {
     make(Seat::VirtioBlk, attempts(Seat::VirtioBlk, |attempt| !is_slow(attempt)));
 }
 
+#[test]
+fn captured_inspector_reaches_nothing() {
+    make(Seat::Inspector, attempts(Seat::Inspector, |attempt| !is_slow(attempt)));
+}
+
 /// These wait for the broker's deadlines, all at the same time.
 #[test]
 fn captured_process_that_never_answers_is_ended() {
@@ -98,7 +103,7 @@ fn captured_process_that_never_answers_is_ended() {
 
 #[test]
 fn ordinary_binaries_have_no_way_in() {
-    for process in tests::probe::PROCESSES {
+    for process in tests::probe::ALL {
         let content = std::fs::read(tests::binaries::binary(process.binary())).unwrap_or_default();
         let mark = hostile::task::MARK.as_bytes();
         assert!(!content.is_empty());

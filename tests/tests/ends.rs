@@ -78,16 +78,18 @@ fn sigint_ends_with_130_and_leaves_nothing() {
 #[test]
 fn sigterm_ends_with_143_and_leaves_nothing() {
     let (running, seen) = sleeping();
+    let all = [seen, outside::inspectors(running.pid())].concat();
     running.signal(Signal::SIGTERM);
     running.wait().expect(143, "sigterm");
-    outside::await_gone(&seen);
+    outside::await_gone(&all);
 }
 
 #[test]
 fn killed_broker_takes_its_children_along() {
     let (running, seen) = sleeping();
+    let all = [seen, outside::inspectors(running.pid())].concat();
     running.signal(Signal::SIGKILL);
-    outside::await_gone(&seen);
+    outside::await_gone(&all);
     assert_eq!(running.wait().status.code(), None);
 }
 

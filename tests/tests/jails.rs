@@ -14,15 +14,16 @@ use tests::outside::{self, Seen};
 
 const NAMESPACES: [&str; 7] = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup"];
 
-/// A machine with two disks and two vCPUs that sleeps, and its processes by program.
+/// A machine with two disks and two vCPUs that sleeps, and its processes by program; last, the inspector that waits for its end.
 fn machine() -> (Running, Vec<Seen>) {
     let machine = Machine::new("test=blk-read,ready end=sleep").vcpus("2");
     let first = disk::image(machine.folder(), "first.img", 64);
     let second = disk::image(machine.folder(), "second.img", 64);
     let running = machine.disk(&first, "ro").disk(&second, "ephemeral").start();
     running.await_text("PASS ready\n");
-    let seen = outside::jailed(running.pid());
+    let mut seen = outside::jailed(running.pid());
     assert_eq!(seen.len(), 4, "{seen:?}");
+    seen.push(outside::explainer(running.pid()));
     (running, seen)
 }
 
@@ -106,9 +107,15 @@ fn every_process_holds_the_descriptors_of_its_row_and_no_other() {
     let own = holds[3].remove("anon_inode:[eventfd]");
     assert!(own.is_some_and(|count| count >= 6), "{own:?}");
     let row = |kinds: &[(&str, usize)]| kinds.iter().map(|&(kind, count)| (kind.to_owned(), count)).collect();
-    let rows: [BTreeMap<String, usize>; 4] = [
-        // Control and vmm; log, console input, console output; doorbell and interrupt.
-        row(&[("socket", 2), ("pipe", 3), ("anon_inode:[eventfd]", 2), ("memfd:posted-writes", 1)]),
+    let rows: [BTreeMap<String, usize>; 5] = [
+        // Control and vmm; log, console input, console output; doorbell and interrupt; the recording.
+        row(&[
+            ("socket", 2),
+            ("pipe", 3),
+            ("anon_inode:[eventfd]", 2),
+            ("memfd:posted-writes", 1),
+            ("memfd:recording", 1),
+        ]),
         // The guest drives this one: control and vmm; log; kick, call and error.
         row(&[("socket", 2), ("pipe", 1), ("anon_inode:[eventfd]", 3), ("memfd:guest-memory", 1), ("first.img", 1)]),
         // And not this one, which has got nothing of the guest yet.
@@ -123,6 +130,8 @@ fn every_process_holds_the_descriptors_of_its_row_and_no_other() {
             ("anon_inode:kvm-vcpu:0", 1),
             ("anon_inode:kvm-vcpu:1", 1),
         ]),
+        // Control; log; the console as serial records it.
+        row(&[("socket", 1), ("pipe", 1), ("memfd:recording", 1)]),
     ];
     assert_eq!(holds, rows);
 }

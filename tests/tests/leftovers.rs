@@ -137,8 +137,9 @@ impl Stage {
     /// The processes of a guest that is up, none of which has a socket with a name, on a terminal that is raw.
     fn running(&mut self) -> Vec<Seen> {
         self.await_text("PASS ready");
-        let seen = outside::jailed(self.pid());
+        let mut seen = outside::jailed(self.pid());
         assert_eq!(seen.len(), 3, "{seen:?}");
+        seen.push(outside::explainer(self.pid()));
         let named = named_sockets();
         let broker = Seen { pid: self.pid(), program: "broker".to_owned() };
         for process in seen.iter().chain([&broker]) {

@@ -49,7 +49,9 @@ fn traced_machine_does_nothing_that_its_policies_lack() {
     let calls = with_disk();
     let usage = Usage::new(policies(Arch::native()), &calls, Scope::Small);
     assert_eq!(usage.missing, []);
-    for thread in &usage.threads {
+    // How far inspectors come that nobody waits for is a matter of time.
+    let of_machine = usage.threads.iter().filter(|thread| thread.policy.process != policies::Process::Inspector);
+    for thread in of_machine {
         let used = thread.rules.iter().filter(|rule| rule.count > 0).count();
         assert!(used >= 5, "{} {} used {used} rules", thread.policy.process.name(), thread.policy.thread);
     }

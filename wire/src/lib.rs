@@ -6,6 +6,7 @@
 
 pub mod channel;
 pub mod message;
+pub mod recording;
 pub mod report;
 pub mod ring;
 pub mod value;

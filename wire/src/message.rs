@@ -4,6 +4,13 @@
 //! descriptors of the child's row in `docs/ARCHITECTURE.md`, in the order given at each type. The child then builds its
 //! jail and answers `Ready`; what it reads before that, it reads from the broker alone.
 
+mod inspector;
+
+pub use inspector::{
+    Architecture, DiskSeen, Exits, FromInspector, HostSeen, InspectedGuest, InspectorTask, LogForm, MachineSeen,
+    StartInspector, ToInspector, VcpuSeen,
+};
+
 use crate::value::{CommandLine, CpuList, DiskCount, DiskId, MemoryBytes, SectorCount, Text, VcpuCount};
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +151,7 @@ pub enum ToVmm {
     Run(Entry),
     /// Serial read the kernel's words for a halted system: look whether every vCPU has stopped for good.
     CheckHalted,
-    /// Tell the registers of every vCPU. The guest stands still meanwhile.
+    /// Tell what was seen of the guest and, with `debug`, the registers of every vCPU. The guest stands still meanwhile.
     Dump,
 }
 
@@ -191,6 +198,9 @@ pub enum FromVmm {
     NotBuilt(Text),
     /// It failed.
     Failed(Text),
+    /// What was seen of the guest, after the registers: the end of the answer to [`ToVmm::Dump`], and also sent before
+    /// `Stopped`.
+    Seen(MachineSeen),
 }
 
 /// A console output of serial.
@@ -206,7 +216,8 @@ pub enum ConsoleOutput {
 }
 
 /// broker → serial. Descriptors: the socket to vmm, the posted-write ring, its doorbell eventfd, the irq eventfd, the
-/// console input if `has_input`, then one for each output.
+/// console input if `has_input`, one for each output, then the recording (a memfd of
+/// [`crate::recording::RECORDING_BYTES`]) if `has_recording`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StartSerial {
     /// Report missing syscalls instead of killing.
@@ -219,6 +230,8 @@ pub struct StartSerial {
     pub outputs: Vec<ConsoleOutput>,
     /// The most bytes that the guest may print; none for no limit.
     pub limit_bytes: Option<u64>,
+    /// Whether a memfd for a recording of the console comes along.
+    pub has_recording: bool,
 }
 
 /// broker → a device process, after `Ready`.

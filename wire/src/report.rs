@@ -6,6 +6,11 @@ use crate::value::Text;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// The most facts of one report: an image can have as many partitions and members as it likes.
+pub const MAX_FACTS: usize = 256;
+/// The most findings of one report.
+pub const MAX_FINDINGS: usize = 64;
+
 /// How much a finding weighs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Severity {

@@ -54,7 +54,18 @@ impl Binaries {
         }
         progress("building the broker and its processes for aarch64");
         let mut command = cross("build", architecture)?;
-        command.args(["--release", "--bins", "-p", "broker", "-p", "vmm-core", "-p", "device-procs"]);
+        command.args([
+            "--release",
+            "--bins",
+            "-p",
+            "broker",
+            "-p",
+            "vmm-core",
+            "-p",
+            "device-procs",
+            "-p",
+            "forensics",
+        ]);
         let mut programs = built(&mut command, "bin")?;
         programs.extend(built(hostile(&mut cross("build", architecture)?), "bin")?);
         Self::of(programs)
@@ -70,7 +81,20 @@ impl Binaries {
         }
         progress("building the broker, its processes and the tracer for aarch64");
         let mut command = cross("build", architecture)?;
-        let packages = ["--release", "--bins", "-p", "broker", "-p", "vmm-core", "-p", "device-procs", "-p", "tests"];
+        let packages = [
+            "--release",
+            "--bins",
+            "-p",
+            "broker",
+            "-p",
+            "vmm-core",
+            "-p",
+            "device-procs",
+            "-p",
+            "forensics",
+            "-p",
+            "tests",
+        ];
         Self::of(built(command.args(packages), "bin")?)
     }
 
@@ -118,8 +142,9 @@ pub(crate) fn integration_test(name: &str, architecture: Architecture) -> Result
 
 /// Builds the binaries with the way in for what a captured process tries; never in a release build, which refuses them.
 fn hostile(command: &mut Command) -> &mut Command {
-    command.args(["-p", "vmm-core", "-p", "device-procs", "--features", "vmm-core/hostile,device-procs/hostile"]);
-    for name in ["loader", "vmm", "serial", "virtio-blk"] {
+    command.args(["-p", "vmm-core", "-p", "device-procs", "-p", "forensics"]);
+    command.args(["--features", "vmm-core/hostile,device-procs/hostile,forensics/hostile"]);
+    for name in ["loader", "vmm", "serial", "virtio-blk", "inspector"] {
         command.arg("--bin").arg(format!("hostile-{name}"));
     }
     command

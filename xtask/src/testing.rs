@@ -50,8 +50,17 @@ pub(crate) fn run(all: bool) -> Result<Totals> {
         let arguments = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
         cargo_check(totals, "cargo-clippy", &arguments)?;
         // The way in of the hostile suite is in no ordinary build.
-        let features = ["--features", "vmm-core/hostile,device-procs/hostile", "--quiet", "--", "-D", "warnings"];
-        let arguments = [&["clippy", "-p", "hostile", "-p", "vmm-core", "-p", "device-procs"][..], &features].concat();
+        let features = [
+            "--features",
+            "vmm-core/hostile,device-procs/hostile,forensics/hostile",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        let arguments =
+            [&["clippy", "-p", "hostile", "-p", "vmm-core", "-p", "device-procs", "-p", "forensics"][..], &features]
+                .concat();
         cargo_check(totals, "cargo-clippy", &arguments)
     });
     step(&mut totals, "tidy", |totals| {

@@ -21,12 +21,13 @@ pub(crate) const TESTS: &str = "captured";
 /// The variable that says how many attempts are made: `all`, `some` or `few`.
 const HOW_MANY: &str = "BULKHEAD_HOSTILE";
 /// The seats, in the order of the columns.
-const SEATS: [(&str, &str); 5] = [
+const SEATS: [(&str, &str); 6] = [
     ("loader", "loader"),
     ("vmm-control", "vmm, control"),
     ("vmm-vcpu", "vmm, vCPU"),
     ("serial", "serial"),
     ("virtio-blk", "virtio-blk"),
+    ("inspector", "inspector"),
 ];
 /// How long the whole suite may take in the lab.
 const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), silence: Duration::from_secs(300) };
@@ -287,7 +288,7 @@ mod tests {
     fn results_become_a_table_in_which_equal_rows_share_a_line() {
         let table = results().table();
         let rows: Vec<_> = table.lines().skip(3).collect();
-        assert_eq!(rows, ["| a · b | – | – | – | killed | – |", "| c | killed | – | – | EPERM | – |"]);
+        assert_eq!(rows, ["| a · b | – | – | – | killed | – | – |", "| c | killed | – | – | EPERM | – | – |"]);
     }
 
     #[test]

@@ -79,6 +79,10 @@ pub(crate) struct Plan {
     pub(crate) cmdline: CommandLine,
     /// Whether the guest gets ACPI tables.
     pub(crate) acpi: bool,
+    /// Whether the boot files are looked at beside the launch.
+    pub(crate) preflight: bool,
+    /// Whether the console of a run that ends badly is explained.
+    pub(crate) explain: bool,
     /// The disks.
     pub(crate) disks: Vec<Disk>,
     /// The number of disks.
@@ -137,6 +141,8 @@ pub(crate) fn check(draft: Draft, host: Host) -> Result<Plan, Vec<Problem>> {
                 initrd: initrd.map(|(initrd, _)| initrd),
                 cmdline,
                 acpi: draft.acpi.unwrap_or(true),
+                preflight: draft.preflight.unwrap_or(true),
+                explain: draft.explain.unwrap_or(true),
                 disks,
                 disk_count,
                 console,

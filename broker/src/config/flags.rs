@@ -71,6 +71,12 @@ pub(crate) fn override_with_flags(draft: &mut Draft, args: &MachineArgs) -> Vec<
     if args.no_acpi {
         draft.acpi = Some(false);
     }
+    if args.no_preflight {
+        draft.preflight = Some(false);
+    }
+    if args.no_explain {
+        draft.explain = Some(false);
+    }
     draft.debug |= args.debug;
     problems
 }

@@ -21,7 +21,7 @@ pub(crate) use hardware::Host;
 pub(crate) use image::open_disk;
 pub(crate) use limits::RunLimits;
 pub(crate) use parse::parse;
-pub(crate) use size::show_size;
+pub(crate) use size::{parse_size, show_size};
 
 use std::fmt;
 use std::path::PathBuf;
@@ -173,6 +173,10 @@ pub(crate) struct Draft {
     pub(crate) cmdline: Option<Given<String>>,
     /// Whether the guest gets ACPI tables.
     pub(crate) acpi: Option<bool>,
+    /// Whether the boot files are looked at beside the launch.
+    pub(crate) preflight: Option<bool>,
+    /// Whether the console of a run that ends badly is explained.
+    pub(crate) explain: Option<bool>,
     /// Verbose guest.
     pub(crate) debug: bool,
     /// The disks.

@@ -10,6 +10,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use wire::message::{DiskMode, GicVersion};
 
+/// The keys of the section [boot].
+const BOOT_KEYS: [&str; 6] = ["kernel", "initrd", "cmdline", "acpi", "preflight", "explain"];
+
 /// Reads `text`, the content of `file`. Relative paths in it are relative to the folder of `file`.
 pub(crate) fn parse(file: &Path, text: &str) -> (Draft, Vec<Problem>) {
     let mut reader =
@@ -165,13 +168,15 @@ impl Reader<'_> {
             draft.memory = machine.get("memory").and_then(|v| self.size(v, "machine.memory"));
             draft.huge_pages = machine.get("huge_pages").and_then(|v| self.huge_pages(v));
         }
-        if let Some(boot) = self.table(document, "boot", &["kernel", "initrd", "cmdline", "acpi"]) {
+        if let Some(boot) = self.table(document, "boot", &BOOT_KEYS) {
             draft.kernel_named = boot.contains_key("kernel");
             draft.kernel = boot.get("kernel").and_then(|v| self.path(v, "boot.kernel"));
             draft.initrd = boot.get("initrd").and_then(|v| self.path(v, "boot.initrd"));
             draft.cmdline =
                 boot.get("cmdline").and_then(|v| self.string(v, "boot.cmdline", "write the kernel's words in quotes"));
             draft.acpi = boot.get("acpi").and_then(|v| self.boolean(v, "boot.acpi"));
+            draft.preflight = boot.get("preflight").and_then(|v| self.boolean(v, "boot.preflight"));
+            draft.explain = boot.get("explain").and_then(|v| self.boolean(v, "boot.explain"));
         }
         if !draft.kernel_named {
             let at = document.get_key_value("boot").map_or(0..0, |(key, _)| key.span());

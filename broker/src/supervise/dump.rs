@@ -1,9 +1,10 @@
-//! With `--debug`: the registers of the vCPUs, kept for the report.
+//! What the vmm tells of its guest at the end: what it saw and, with `--debug`, the registers of the vCPUs, kept for the report.
 //!
-//! The vmm tells them by itself before it stops. A guest that hangs is ended by the user; then the vmm is asked, and
-//! gets a moment to answer before it is killed.
+//! The vmm tells it by itself before it stops. A guest that hangs is ended by the user or by a limit; then the vmm is asked,
+//! if anybody wants to know, and gets a moment to answer before it is killed.
 
 use super::Supervisor;
+use super::inspectors::ended_badly;
 use crate::process::Role;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ pub(super) struct Dumps {
     /// The number of vCPUs, if their registers are wanted.
     wanted: Option<u8>,
     until: Option<Instant>,
+    answered: bool,
     registers: BTreeMap<u8, Vec<Text>>,
 }
 
@@ -42,10 +44,14 @@ impl Dumps {
         self.until
     }
 
-    /// Whether the wait is over: all have answered, or there is no more time.
+    /// The vmm has told all that there is to tell.
+    pub(super) fn answered(&mut self) {
+        self.answered = true;
+    }
+
+    /// Whether the wait is over: the answer is there, or there is no more time.
     pub(super) fn over(&self, now: Instant) -> bool {
-        let all = self.wanted.is_none_or(|vcpus| self.registers.len() >= usize::from(vcpus));
-        self.until.is_some_and(|until| all || until <= now)
+        self.until.is_some_and(|until| self.answered || until <= now)
     }
 
     /// Ends the wait.
@@ -60,9 +66,10 @@ impl Dumps {
 }
 
 impl Supervisor {
-    /// Asks the vmm for the registers, if they are wanted and it can be asked.
+    /// Asks the vmm what there is to tell of its guest, if that is wanted and it can be asked.
     pub(super) fn ask_for_dumps(&mut self, now: Instant) -> bool {
-        if self.dumps.wanted.is_none() {
+        let to_explain = self.inspectors.can_explain() && ended_badly(self.evidence.judge().reason);
+        if self.dumps.wanted.is_none() && !to_explain {
             return false;
         }
         let vmm = self.find(Role::Vmm).filter(|vmm| vmm.ended.is_none());
@@ -89,12 +96,14 @@ mod tests {
     }
 
     #[test]
-    fn wait_is_over_with_the_last_vcpu_or_with_the_time() {
+    fn wait_is_over_with_the_answer_or_with_the_time() {
         let now = Instant::now();
         let mut dumps = Dumps { until: now.checked_add(DUMP_LIMIT), ..Dumps::of(Some(1)) };
         assert!(!dumps.over(now));
         assert!(dumps.over(now + DUMP_LIMIT));
         dumps.keep(0, Vec::new());
+        assert!(!dumps.over(now));
+        dumps.answered();
         assert!(dumps.over(now));
         dumps.stop_waiting();
         assert!(!dumps.over(now));

@@ -67,6 +67,7 @@ impl Supervisor {
                 self.deadline = None;
             }
             Event::Registers(vcpu, lines) if running && self.dumps.keep(vcpu, lines.clone()) => {}
+            Event::Seen(seen) if self.inspectors.saw(seen.clone()) => self.dumps.answered(),
             // Before the guest runs, a vmm can find a device broken.
             Event::Stopped(reason)
                 if !self.stopped && (running || matches!(reason, StopReason::DeviceFailed { .. })) =>
@@ -171,7 +172,7 @@ impl Supervisor {
         let limit = match process.role {
             Role::Serial => self.limits.console_bytes.map(Limit::Console),
             Role::Block(_) => self.limits.disk_write_bytes.map(Limit::DiskWrites),
-            Role::Loader | Role::Vmm => None,
+            Role::Loader | Role::Vmm | Role::Inspector => None,
         };
         let unasked = || Cause::Failed {
             name: process.name.clone(),
@@ -272,6 +273,7 @@ fn kind(event: &Event) -> &'static str {
         Event::Panic(_) => "Panic",
         Event::Halted => "Halted",
         Event::Broken(_) => "Broken",
+        Event::Seen(_) => "Seen",
         Event::ConsoleFinished { .. } => "Finished",
         _ => "a message",
     }

@@ -92,6 +92,7 @@ impl Rehearsal {
             limits,
             confinement: Confinement::Rlimits(CgroupError::NotMounted),
             cookie: None,
+            inspectors: Default::default(),
         };
         let signals = SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let now = Instant::now();

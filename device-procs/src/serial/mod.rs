@@ -1,6 +1,7 @@
 //! The serial process: a 16550A with its console, and nothing else.
 //!
-//! Holds the socket to the vmm, the posted-write ring, two eventfds and the console's descriptors. Distrusts the guest
+//! Holds the socket to the vmm, the posted-write ring, two eventfds, the console's descriptors and the memory of its
+//! recording. Distrusts the guest
 //! and the vmm that passes on its register accesses, and takes terminal input as bytes. Whatever they do, it neither
 //! panics nor grows; a reader that does not read holds the guest's output up, never this process.
 
@@ -16,6 +17,7 @@ use policies::lockdown::{self, LockdownError};
 use policies::seccomp::Filter;
 use server::{ServeError, Server};
 use wire::message::{FromSerial, StartSerial};
+use wire::recording::RecordingError;
 use wire::ring::RingError;
 use wire::{Channel, ChannelError, Text};
 
@@ -34,6 +36,9 @@ pub enum SerialError {
     /// The ring.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// The recording.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
     /// The jail.
     #[error("the jail could not be built")]
     Jail(#[from] LockdownError),
@@ -67,7 +72,8 @@ fn start(control: &Channel) -> Result<Server<'_>, SerialError> {
     if start.outputs.len() > MAX_OUTPUTS {
         return Err(SerialError::Outputs(start.outputs.len()));
     }
-    let expected = 4_usize.saturating_add(usize::from(start.has_input)).saturating_add(start.outputs.len());
+    let others = [usize::from(start.has_input), start.outputs.len(), usize::from(start.has_recording)];
+    let expected = others.into_iter().fold(4_usize, usize::saturating_add);
     let got = received.fds.len();
     if got != expected {
         return Err(SerialError::Start(ChannelError::Fds { got, expected }));

@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wire::message::{FromSerial, SerialRead, SerialValue, StartSerial, ToDevice};
+use wire::recording::Recorder;
 use wire::ring::{Consumer, RingError, SLOTS};
 use wire::{Channel, ChannelError};
 
@@ -73,6 +74,7 @@ pub struct Server<'a> {
     input: Option<Input>,
     typed: VecDeque<u8>,
     outputs: Outputs,
+    recorder: Option<Recorder>,
     uart: Uart,
     scanner: Scanner,
     published: Option<u8>,
@@ -88,7 +90,7 @@ impl<'a> Server<'a> {
     /// Takes the descriptors in the order of [`StartSerial`], whose number the caller has checked.
     ///
     /// # Errors
-    /// When there are too few, or the ring cannot be mapped.
+    /// When there are too few, or the ring or the recording cannot be mapped.
     pub fn new(control: &'a Channel, start: &StartSerial, fds: Vec<OwnedFd>) -> Result<Self, super::SerialError> {
         let got = fds.len();
         let mut fds = fds.into_iter();
@@ -104,6 +106,8 @@ impl<'a> Server<'a> {
             true => Some(Input { fd: next()?, escapes: Escapes::new(start.escapes), ended: false }),
             false => None,
         };
+        let outputs = Outputs::new(&start.outputs, fds.by_ref().take(start.outputs.len()));
+        let recorder = fds.next().filter(|_| start.has_recording).map(Recorder::map).transpose()?;
         let mut server = Self {
             control,
             vmm,
@@ -112,7 +116,8 @@ impl<'a> Server<'a> {
             irq,
             input,
             typed: VecDeque::with_capacity(2 * TYPED_BYTES),
-            outputs: Outputs::new(&start.outputs, fds),
+            outputs,
+            recorder,
             uart: Uart::new(DRAIN_MAX),
             scanner: Scanner::new(),
             published: None,
@@ -199,6 +204,9 @@ impl<'a> Server<'a> {
         let first = self.received_bytes == 0;
         self.received_bytes = self.received_bytes.saturating_add(bytes.len() as u64);
         self.outputs.push(bytes);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record(bytes);
+        }
         let (halt_seen, mut panic) = (&mut self.halt_seen, None);
         self.scanner.scan(bytes, |sighting| match sighting {
             Sighting::Panic(text) => panic = Some(text),

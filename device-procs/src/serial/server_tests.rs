@@ -7,9 +7,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use wire::message::{ConsoleOutput, FromSerial, SerialRead, SerialValue, StartSerial, ToDevice};
+use wire::recording::{self, RECORDING_BYTES};
 use wire::ring::{Posted, PostedWrite, Producer, RING_BYTES, SLOTS};
 use wire::{Channel, ChannelError};
 
@@ -25,6 +27,7 @@ struct Guest {
     irq: EventFd,
     keyboard: Option<File>,
     screen: File,
+    recording: File,
     thread: JoinHandle<Result<(), String>>,
 }
 
@@ -46,17 +49,27 @@ fn guest_of(escapes: bool, limit_bytes: Option<u64>) -> Guest {
     let clone = |fd: &EventFd| fd.as_fd().try_clone_to_owned().unwrap();
     let (input, keyboard) = nix::unistd::pipe().unwrap();
     let (screen, output) = nix::unistd::pipe().unwrap();
-    let fds: Vec<OwnedFd> =
-        vec![to_vmm.into(), memfd.try_clone().unwrap(), clone(&doorbell), clone(&irq), input, output];
-    let start =
-        StartSerial { audit: false, has_input: true, escapes, outputs: vec![ConsoleOutput::Stream], limit_bytes };
+    let recording = File::from(memfd_create(c"recording", MFdFlags::MFD_CLOEXEC).unwrap());
+    recording.set_len(RECORDING_BYTES as u64).unwrap();
+    let to_recording = recording.try_clone().unwrap();
+    let fds: Vec<OwnedFd> = vec![
+        to_vmm.into(),
+        memfd.try_clone().unwrap(),
+        clone(&doorbell),
+        clone(&irq),
+        input,
+        output,
+        to_recording.into(),
+    ];
+    let outputs = vec![ConsoleOutput::Stream];
+    let start = StartSerial { audit: false, has_input: true, escapes, outputs, limit_bytes, has_recording: true };
     let thread = std::thread::spawn(move || {
         let mut server = Server::new(&control, &start, fds).map_err(|error| error.to_string())?;
         server.run().map_err(|error| error.to_string())
     });
     let ring = Producer::map(memfd).unwrap();
     let (broker, vmm, keyboard) = (Some(broker), Some(vmm), Some(keyboard.into()));
-    let guest = Guest { broker, vmm, ring, doorbell, irq, keyboard, screen: screen.into(), thread };
+    let guest = Guest { broker, vmm, ring, doorbell, irq, keyboard, screen: screen.into(), recording, thread };
     guest.await_line_status(TRANSMITTER_EMPTY);
     guest
 }
@@ -122,6 +135,17 @@ fn output_arrives_in_order_and_the_first_byte_is_told() {
     guest.shut_down();
     assert!(matches!(guest.told(), FromSerial::Finished { received_bytes: 11, dropped_bytes } if dropped_bytes == [0]));
     assert_eq!(guest.thread.join().unwrap(), Ok(()));
+}
+
+#[test]
+fn what_the_guest_prints_is_recorded() {
+    let mut guest = guest();
+    guest.print(b"Kernel panic\n");
+    guest.screen(13);
+    guest.shut_down();
+    guest.thread.join().unwrap().unwrap();
+    let text = recording::text(|offset, buffer| guest.recording.read_exact_at(buffer, offset));
+    assert_eq!(text.unwrap(), b"Kernel panic\n");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod refusal;
 pub use ids::Ids;
 
 use crate::Process;
+use crate::lockdown::INSPECTOR_HEAP_BYTES;
 use child::Plan;
 use ids::Source;
 use nix::errno::Errno;
@@ -186,8 +187,26 @@ impl Limits {
             Process::Serial => (64 * MIB, file_size_bytes, 32),
             // The bitmap of an overlay; and vhost-user maps the new memory table before it drops the old one.
             Process::VirtioBlk => (memory.get().saturating_mul(2).saturating_add(256 * MIB), file_size_bytes, 64),
+            Process::Inspector => (INSPECTOR_SPACE_BYTES, Some(0), 16),
         };
         Self { address_space_bytes, file_size_bytes, open_files, data_bytes: None, cpu_seconds: None }
+    }
+}
+
+/// What an inspector has of address space: its heap, which is all that it gets of memory, and its program.
+const INSPECTOR_SPACE_BYTES: u64 = INSPECTOR_HEAP_BYTES as u64 + (64 << 20);
+
+impl Limits {
+    /// What an inspector needs, which has nothing of a guest; it may use so much processor time.
+    #[must_use]
+    pub fn for_inspector(cpu_seconds: u64) -> Self {
+        Self {
+            address_space_bytes: INSPECTOR_SPACE_BYTES,
+            file_size_bytes: Some(0),
+            open_files: 16,
+            data_bytes: None,
+            cpu_seconds: Some(cpu_seconds),
+        }
     }
 }
 

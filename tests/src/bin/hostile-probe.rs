@@ -13,9 +13,10 @@ use std::error::Error;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use wire::message::{
-    FromBlock, FromLoader, FromSerial, FromVmm, Lockdown, SerialRead, SerialValue, StartBlock, StartLoader,
-    StartSerial, StartVmm, StopReason, ToDevice,
+    FromBlock, FromInspector, FromLoader, FromSerial, FromVmm, Lockdown, SerialRead, SerialValue, StartBlock,
+    StartInspector, StartLoader, StartSerial, StartVmm, StopReason, ToDevice,
 };
+use wire::report::Fact;
 use wire::ring::Consumer;
 use wire::{Channel, ChannelError, Text};
 
@@ -105,7 +106,14 @@ impl Probe {
         let (filter, audit, fds) = match name {
             "bulkhead-loader" => control.recv::<StartLoader>().map(|got| (Filter::Loader, got.message.audit, got.fds)),
             "bulkhead-vmm" => control.recv::<StartVmm>().map(|got| (Filter::VmmControl, got.message.audit, got.fds)),
-            "bulkhead-serial" => control.recv::<StartSerial>().map(|got| (Filter::Serial, got.message.audit, got.fds)),
+            // Without the recording, which it does not make.
+            "bulkhead-serial" => control.recv::<StartSerial>().map(|mut got| {
+                got.fds.truncate(got.fds.len() - usize::from(got.message.has_recording));
+                (Filter::Serial, got.message.audit, got.fds)
+            }),
+            "bulkhead-inspector" => {
+                control.recv::<StartInspector>().map(|got| (Filter::Inspector, got.message.audit, got.fds))
+            }
             _ => control.recv::<StartBlock>().map(|got| (Filter::VirtioBlk, got.message.audit, got.fds)),
         }?;
         Ok(Self { control, filter, audit, fds })
@@ -122,6 +130,7 @@ impl Probe {
             Filter::VmmControl | Filter::VmmVcpu => self.control.send(&FromVmm::Ready(report), fds)?,
             Filter::Serial => self.control.send(&FromSerial::Ready(report), fds)?,
             Filter::VirtioBlk => self.control.send(&FromBlock::Ready(report), fds)?,
+            Filter::Inspector => self.control.send(&FromInspector::Ready(report), fds)?,
         }
         Ok(())
     }
@@ -133,6 +142,10 @@ impl Probe {
             Filter::VmmControl | Filter::VmmVcpu => self.control.send(&FromVmm::Running, &[])?,
             Filter::Serial => self.control.send(&FromSerial::Halted, &[])?,
             Filter::VirtioBlk => self.control.send(&FromBlock::Broken(Text::truncated("x")), &[])?,
+            Filter::Inspector => {
+                let (of, value) = (Text::truncated("x"), Text::truncated("y"));
+                self.control.send(&FromInspector::Fact(Fact { name: "z".try_into()?, of, value }), &[])?;
+            }
         }
         Ok(())
     }

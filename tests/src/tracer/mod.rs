@@ -94,7 +94,7 @@ impl Binaries {
     fn beside(program: &Path) -> Result<Self> {
         let folder = program.parent().context("the program is in no folder")?;
         let mut all = HashMap::new();
-        for process in crate::probe::PROCESSES {
+        for process in crate::probe::ALL {
             let path = folder.join(process.binary());
             let metadata = fs::metadata(&path).with_context(|| format!("{} is missing", path.display()))?;
             all.insert((metadata.dev(), metadata.ino()), process);

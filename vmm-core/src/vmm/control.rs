@@ -3,7 +3,7 @@
 //! The broker's messages are trusted but for the entry state, which is the loader's and is checked against guest memory.
 //! A device process that goes away, speaks unasked or breaks the protocol ends the run.
 
-use super::crew::Crew;
+use super::crew::{Crew, Dump};
 use super::fds::borrow;
 use super::start::{Parts, StartError};
 use super::virtio::device::{Health, VirtioDevice};
@@ -16,7 +16,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use wire::message::{Entry, FromVmm, StopReason, ToVmm};
+use wire::message::{Entry, FromVmm, MachineSeen, StopReason, ToVmm, VcpuSeen};
 use wire::{Channel, ChannelError, Text};
 
 /// The first and the longest pause between two looks whether all vCPUs have halted.
@@ -154,7 +154,7 @@ impl Control {
                     }
                     // What the threads leave at the end is told at the end.
                     ToVmm::Dump if self.parts.ending.is_over() => {}
-                    ToVmm::Dump => tell(channel, self.crew.dump())?,
+                    ToVmm::Dump => self.tell(channel, self.crew.dump())?,
                     ToVmm::Run(_) => return Err(ControlError::OutOfTurn),
                 }
             }
@@ -206,9 +206,22 @@ impl Control {
         if dropped > 0 {
             super::log::line(format_args!("serial: {dropped} register writes were lost"));
         }
-        tell(channel, self.crew.last_dumps())?;
+        self.tell(channel, self.crew.last_dumps())?;
         let reason = self.parts.ending.reason().unwrap_or(StopReason::PowerOff);
         channel.send(&FromVmm::Stopped(reason), &[])?;
+        Ok(())
+    }
+
+    /// Tells the broker the registers of vCPUs, and what was seen of the guest.
+    fn tell(&self, channel: &Channel, dumps: Vec<Dump>) -> Result<(), ControlError> {
+        let vcpus = dumps.iter().map(|dump| dump.seen).collect();
+        for Dump { seen: VcpuSeen { vcpu, .. }, lines } in dumps {
+            if let Some(lines) = lines {
+                channel.send(&FromVmm::Registers { vcpu, lines }, &[])?;
+            }
+        }
+        let disks = self.health.iter().map(|health| health.seen()).collect();
+        channel.send(&FromVmm::Seen(MachineSeen { vcpus, disks }), &[])?;
         Ok(())
     }
 
@@ -244,12 +257,4 @@ impl Control {
         woken.errors = ready.zip(0..).filter_map(|(is_ready, index)| is_ready.then_some(index)).collect();
         Ok(woken)
     }
-}
-
-/// Tells the broker the registers of vCPUs.
-fn tell(channel: &Channel, dumps: Vec<(u8, Vec<Text>)>) -> Result<(), ControlError> {
-    for (vcpu, lines) in dumps {
-        channel.send(&FromVmm::Registers { vcpu, lines }, &[])?;
-    }
-    Ok(())
 }

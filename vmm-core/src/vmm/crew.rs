@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use wire::Text;
-use wire::message::{Entry, StopReason};
+use wire::message::{Entry, StopReason, VcpuSeen};
 
 /// How long all threads may take to meet: each comes out of the guest within microseconds.
 const MEETING_DEADLINE: Duration = Duration::from_millis(500);
@@ -57,7 +57,7 @@ struct Board {
     idle: usize,
     stuck: usize,
     /// What the threads found, by vCPU.
-    dumps: Vec<(u8, Vec<Text>)>,
+    dumps: Vec<Dump>,
 }
 
 impl Board {
@@ -66,6 +66,15 @@ impl Board {
         let (entry, stopped, dumps) = (self.entry, self.stopped, std::mem::take(&mut self.dumps));
         *self = Self { round, phase: Phase::Gather, purpose, entry, stopped, dumps, ..Self::default() };
     }
+}
+
+/// What a thread tells of its vCPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dump {
+    /// What was seen of it.
+    pub seen: VcpuSeen,
+    /// Its registers and last exits, where they are wanted.
+    pub lines: Option<Vec<Text>>,
 }
 
 /// How a vCPU stands between two runs.
@@ -109,7 +118,7 @@ pub struct Shared {
     pub watch: Arc<Watch>,
     board: Mutex<Board>,
     changed: Condvar,
-    /// Whether each thread leaves a dump of its vCPU when the run is over.
+    /// Whether each thread tells the registers of its vCPU as well.
     debug: bool,
     meeting: AtomicBool,
     exits: AtomicU64,
@@ -177,15 +186,15 @@ impl Crew {
         found.looked == self.kickers.len() && found.busy == 0 && (found.stuck > 0 || found.idle == 0)
     }
 
-    /// The registers and last exits of each vCPU whose thread comes in time. Holds the guest up meanwhile.
+    /// What there is to tell of each vCPU whose thread comes in time. Holds the guest up meanwhile.
     #[must_use]
-    pub fn dump(&self) -> Vec<(u8, Vec<Text>)> {
+    pub fn dump(&self) -> Vec<Dump> {
         self.meet(Purpose::Dump).dumps
     }
 
     /// What each thread left when the run was over; to be called after [`Crew::stop`].
     #[must_use]
-    pub fn last_dumps(&self) -> Vec<(u8, Vec<Text>)> {
+    pub fn last_dumps(&self) -> Vec<Dump> {
         sorted(std::mem::take(&mut lock(&self.shared.board).dumps))
     }
 
@@ -249,11 +258,11 @@ struct Found {
     busy: usize,
     idle: usize,
     stuck: usize,
-    dumps: Vec<(u8, Vec<Text>)>,
+    dumps: Vec<Dump>,
 }
 
-fn sorted(mut dumps: Vec<(u8, Vec<Text>)>) -> Vec<(u8, Vec<Text>)> {
-    dumps.sort_by_key(|&(vcpu, _)| vcpu);
+fn sorted(mut dumps: Vec<Dump>) -> Vec<Dump> {
+    dumps.sort_by_key(|dump| dump.seen.vcpu);
     dumps
 }
 
@@ -271,15 +280,27 @@ fn work(mut vcpu: Vcpu, shared: &Shared, audit: bool) {
         }
         run(&mut vcpu, shared);
     }
-    let dump = shared.debug.then(|| (vcpu.index(), vcpu.dump()));
+    let dump = dump(&mut vcpu, shared);
     let mut board = lock(&shared.board);
-    board.dumps.extend(dump);
+    board.dumps.push(dump);
     board.stopped = board.stopped.saturating_add(1);
     shared.changed.notify_all();
     drop(board);
     loop {
         std::thread::park();
     }
+}
+
+/// What there is to tell of a vCPU.
+fn dump(vcpu: &mut Vcpu, shared: &Shared) -> Dump {
+    let started = vcpu.rest() != Rest::Off;
+    let seen = VcpuSeen {
+        vcpu: vcpu.index(),
+        started: started || vcpu.exits().total() > 0,
+        exits: vcpu.exits(),
+        program_counter: vcpu.program_counter(),
+    };
+    Dump { seen, lines: shared.debug.then(|| vcpu.dump()) }
 }
 
 /// Waits for the word to go; `None` when the run is over before it began.
@@ -340,7 +361,7 @@ fn attend(vcpu: &mut Vcpu, shared: &Shared, attended: u64) -> u64 {
     drop(board);
     let (rest, dump) = match purpose {
         Purpose::Rest => (vcpu.rest(), None),
-        Purpose::Dump => (Rest::Busy, Some((vcpu.index(), vcpu.dump()))),
+        Purpose::Dump => (Rest::Busy, Some(dump(vcpu, shared))),
     };
     board = lock(&shared.board);
     board.looked = board.looked.saturating_add(1);
@@ -364,9 +385,11 @@ mod tests {
 
     #[test]
     fn meeting_keeps_what_stopped_threads_left() {
-        let mut board = Board { stopped: 1, arrived: 2, busy: 1, dumps: vec![(3, Vec::new())], ..Board::default() };
+        let seen = VcpuSeen { vcpu: 3, started: true, exits: Default::default(), program_counter: None };
+        let dumps = vec![Dump { seen, lines: None }];
+        let mut board = Board { stopped: 1, arrived: 2, busy: 1, dumps: dumps.clone(), ..Board::default() };
         board.call_meeting(7, Purpose::Rest);
         assert_eq!((board.round, board.phase, board.arrived, board.busy), (7, Phase::Gather, 0, 0));
-        assert_eq!((board.stopped, board.dumps), (1, vec![(3, Vec::new())]));
+        assert_eq!((board.stopped, board.dumps), (1, dumps));
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use wire::Text;
+use wire::message::Exits;
 
 /// The exits that are remembered.
 const EXITS: usize = 8;
@@ -44,21 +45,35 @@ struct Event {
     times: u64,
 }
 
-/// The last exits of a vCPU; those at one address in a row are one.
+/// The last exits of a vCPU, of which those at one address in a row are one, and the numbers of all.
 #[derive(Debug, Default)]
 pub struct Trace {
     events: VecDeque<Event>,
+    exits: Exits,
 }
 
 impl Trace {
     /// Nothing yet, with the room for all that it will remember.
     #[must_use]
     pub fn new() -> Self {
-        Self { events: VecDeque::with_capacity(EXITS) }
+        Self { events: VecDeque::with_capacity(EXITS), exits: Exits::default() }
+    }
+
+    /// How many exits there were.
+    #[must_use]
+    pub fn exits(&self) -> Exits {
+        self.exits
     }
 
     /// Remembers an exit with the data that it ended with.
     pub fn add(&mut self, exit: Exit, address: u64, data: &[u8]) {
+        let count = match exit {
+            Exit::MmioRead => &mut self.exits.mmio_reads,
+            Exit::MmioWrite => &mut self.exits.mmio_writes,
+            Exit::PortRead => &mut self.exits.port_reads,
+            Exit::PortWrite => &mut self.exits.port_writes,
+        };
+        *count = count.saturating_add(1);
         let mut value = [0; 8];
         for (byte, &from) in value.iter_mut().zip(data) {
             *byte = from;
@@ -114,6 +129,7 @@ mod tests {
             "mmio write at 0x9000000: 0x62 (1 bytes), the last of 2 in a row",
         ];
         assert_eq!(lines(&trace), expected);
+        assert_eq!(trace.exits(), Exits { mmio_reads: 1, mmio_writes: 2, ..Exits::default() });
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
-use wire::message::{Entry, FromVmm, GicVersion, SerialRead, SerialValue, StartVmm, StopReason, ToVmm};
+use wire::message::{Entry, FromVmm, GicVersion, MachineSeen, SerialRead, SerialValue, StartVmm, StopReason, ToVmm};
 use wire::ring::{Consumer, RING_BYTES};
 use wire::{Channel, CpuList, DiskCount, MemoryBytes, VcpuCount};
 
@@ -99,7 +99,7 @@ impl Vm {
     pub(crate) fn end(&self) -> StopReason {
         loop {
             match self.hear() {
-                FromVmm::Registers { .. } => {}
+                FromVmm::Registers { .. } | FromVmm::Seen(_) => {}
                 FromVmm::Stopped(reason) => return reason,
                 other => panic!("{other:?}"),
             }
@@ -116,6 +116,13 @@ impl Vm {
         let message = self.hear();
         let FromVmm::Registers { vcpu, lines } = message else { panic!("{message:?}") };
         (vcpu, lines.iter().map(|line| format!("{line}\n")).collect())
+    }
+
+    /// What was seen of the guest, which must come next.
+    pub(crate) fn seen(&self) -> MachineSeen {
+        let message = self.hear();
+        let FromVmm::Seen(seen) = message else { panic!("{message:?}") };
+        seen
     }
 
     pub(crate) fn run_to_the_end(&self) -> StopReason {

@@ -87,6 +87,12 @@ fn registers_and_last_exits_are_told_when_asked_and_before_the_end() {
     assert!(first.contains("rdx 00000000000003f8"), "{first}");
     assert!(first.contains("port write at 0x3f8: 0x2e (1 bytes)"), "{first}");
     assert_eq!(vm.registers().0, 1);
+    let seen = vm.seen();
+    let [first, second] = seen.vcpus[..] else { panic!("{seen:?}") };
+    assert_eq!((first.vcpu, first.started, first.exits.port_writes, first.exits.total()), (0, true, 1, 1));
+    // At the jump to itself, 12 bytes into the code.
+    assert_eq!(first.program_counter, Some(code::START + 12));
+    assert_eq!((second.vcpu, second.started, second.exits.total()), (1, false, 0));
 
     // mov al, 0xfe; out 0x64, al
     let vm = Vm::start(2, &[0xb0, 0xfe, 0xe6, 0x64]);
@@ -95,6 +101,7 @@ fn registers_and_last_exits_are_told_when_asked_and_before_the_end() {
     assert_eq!(vcpu, 0);
     assert!(first.contains("port write at 0x64: 0xfe (1 bytes)"), "{first}");
     assert_eq!(vm.registers().0, 1);
+    assert_eq!(vm.seen().vcpus.len(), 2);
     assert_eq!(vm.end(), StopReason::Reset);
 }
 

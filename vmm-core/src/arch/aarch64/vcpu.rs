@@ -18,7 +18,7 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::Text;
-use wire::message::{Entry, StopReason};
+use wire::message::{Entry, Exits, StopReason};
 
 /// A vCPU that never sleeps takes at least this part of the time between two looks, however busy the host is.
 const SPINNING_PART: u32 = 10;
@@ -128,9 +128,21 @@ impl Vcpu {
         Err(kvm_error(format_args!("vCPU {}: {refused}{}", self.index, self.place())))
     }
 
+    /// The exits that it has made.
+    #[must_use]
+    pub fn exits(&self) -> Exits {
+        self.trace.exits()
+    }
+
+    /// Where the guest is, if KVM tells it.
+    #[must_use]
+    pub fn program_counter(&self) -> Option<u64> {
+        self.register(regs::PC)
+    }
+
     /// Where the guest is, for a sentence.
     fn place(&self) -> String {
-        self.register(regs::PC).map_or_else(String::new, |pc| format!(", at pc {pc:#x}"))
+        self.program_counter().map_or_else(String::new, |pc| format!(", at pc {pc:#x}"))
     }
 
     fn register(&self, id: u64) -> Option<u64> {

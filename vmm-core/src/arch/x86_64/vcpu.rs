@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use wire::Text;
-use wire::message::{Entry, StopReason};
+use wire::message::{Entry, Exits, StopReason};
 
 /// rflags: interrupts are on.
 const INTERRUPT_FLAG: u64 = 1 << 9;
@@ -136,9 +136,21 @@ impl Vcpu {
         Err(kvm_error(format_args!("vCPU {}: {refused}{}", self.index, self.place())))
     }
 
+    /// The exits that it has made.
+    #[must_use]
+    pub fn exits(&self) -> Exits {
+        self.trace.exits()
+    }
+
+    /// Where the guest is, if KVM tells it.
+    #[must_use]
+    pub fn program_counter(&self) -> Option<u64> {
+        self.fd.get_regs().ok().map(|regs| regs.rip)
+    }
+
     /// Where the guest is, for a sentence.
     fn place(&self) -> String {
-        self.fd.get_regs().map_or_else(|_unknown| String::new(), |regs| format!(", at rip {:#x}", regs.rip))
+        self.program_counter().map_or_else(String::new, |rip| format!(", at rip {rip:#x}"))
     }
 
     /// How it stands between two [`Vcpu::run`]; what KVM does not tell counts as busy. A vCPU that waits with interrupts

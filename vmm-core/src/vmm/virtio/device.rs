@@ -6,9 +6,9 @@
 use super::{Backend, Offer, QUEUE_SIZE_MAX, QUEUES, Queue, VERSION_1};
 use crate::vmm::log::Grumble;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use vm_memory::GuestMemoryMmap;
-use wire::message::StopReason;
+use wire::message::{DiskSeen, StopReason};
 
 /// Device status bits (virtio 1.2 §2.1).
 pub mod status {
@@ -28,13 +28,26 @@ pub mod status {
     pub const ALL: u32 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
 }
 
-/// What the control thread learns of a device process while the guest runs.
+/// What the control thread learns of a device process, and of the driver, while the guest runs.
 #[derive(Debug, Default)]
 pub struct Health {
     /// The device process has stopped the device: it needs a reset.
     pub needs_reset: AtomicBool,
     /// The driver has not acknowledged the configuration change that announces it.
     pub config_changed: AtomicBool,
+    /// Every status bit that the driver has ever set.
+    pub reached: AtomicU32,
+    /// What the driver did that it must not.
+    pub refusals: AtomicU64,
+}
+
+impl Health {
+    /// What was seen of the driver.
+    #[must_use]
+    pub fn seen(&self) -> DiskSeen {
+        let status = u8::try_from(self.reached.load(Ordering::Relaxed) & status::ALL).unwrap_or(0);
+        DiskSeen { status, refusals: self.refusals.load(Ordering::Relaxed) }
+    }
 }
 
 /// A part of a queue's configuration that the driver writes.
@@ -185,9 +198,11 @@ impl<B: Backend> VirtioDevice<B> {
         if added & status::FEATURES_OK != 0 && !self.features_agreed() {
             self.refuse("chooses features that were not offered, or not VERSION_1");
             self.status |= new & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
+            self.health.reached.fetch_or(self.status, Ordering::Relaxed);
             return Ok(());
         }
         self.status = new;
+        self.health.reached.fetch_or(new, Ordering::Relaxed);
         if added & status::DRIVER_OK != 0 { self.activate() } else { Ok(()) }
     }
 
@@ -207,7 +222,7 @@ impl<B: Backend> VirtioDevice<B> {
         match slot.write(field, value) {
             Ok(new) if new.ready => match new.queue.check(&self.memory) {
                 Ok(()) => self.set_slot(queue, new),
-                Err(error) => self.refused.about(format_args!("{}: a queue is refused: {error}", self.name)),
+                Err(error) => self.count_refusal(format_args!("a queue is refused: {error}")),
             },
             Ok(new) => self.set_slot(queue, new),
             Err(why) => self.refuse(why),
@@ -253,7 +268,12 @@ impl<B: Backend> VirtioDevice<B> {
 
     /// Counts something that the driver must not do.
     pub fn refuse(&mut self, what: &str) {
-        self.refused.about(format_args!("{}: the driver {what}", self.name));
+        self.count_refusal(format_args!("the driver {what}"));
+    }
+
+    fn count_refusal(&mut self, what: std::fmt::Arguments<'_>) {
+        self.refused.about(format_args!("{}: {what}", self.name));
+        self.health.refusals.store(self.refused.count(), Ordering::Relaxed);
     }
 }
 

@@ -1,0 +1,178 @@
+//! The inspectors of a run among what the supervisor waits for: what they find is told as it comes, and nothing waits for it.
+
+use super::Supervisor;
+use crate::ends::Reason;
+use crate::inspector::{self, Inspection};
+use crate::preflight::{Looking, Started};
+use crate::report;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+use wire::Text;
+use wire::message::{HostSeen, MachineSeen};
+use wire::report::Severity;
+
+/// A boot file that was looked at.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    /// The file, for people.
+    pub(crate) subject: String,
+    /// What was found.
+    pub(crate) inspection: Inspection,
+}
+
+/// The inspectors of a run.
+#[derive(Debug)]
+pub(super) struct Inspectors {
+    started: Started,
+    looked: Vec<Looked>,
+    /// What the vmm said of its guest last.
+    machine: Option<MachineSeen>,
+    /// How often it did.
+    times: u8,
+    /// How long the machine, which is ready, waits for those that are not in their jails yet.
+    until: Option<Instant>,
+}
+
+/// How long a machine that is ready waits at most for an inspector that is not in its jail yet: many times what it takes.
+const ENTER_LIMIT: Duration = Duration::from_millis(250);
+
+/// How often a vmm tells what it saw: when it is asked, and before it stops.
+const TIMES: u8 = 2;
+
+impl Inspectors {
+    /// Those that were started with the machine.
+    pub(super) fn of(started: Started) -> Self {
+        Self { started, looked: Vec::new(), machine: None, times: 0, until: None }
+    }
+
+    /// What to wait for.
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let preflight = self.started.preflight.iter().map(|looking| &looking.session);
+        preflight.chain(&self.started.explainer).flat_map(|session| session.fds())
+    }
+
+    /// When to look again at the latest.
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        let preflight = self.started.preflight.iter().map(|looking| &looking.session);
+        preflight.chain(&self.started.explainer).filter_map(|session| session.wake_at()).chain(self.until)
+    }
+
+    /// Whether all are in their jails, or over. The machine is ready and waits for nothing else, so that those that keep it
+    /// waiting too long are done without.
+    pub(super) fn entered(&mut self, now: Instant) -> bool {
+        let preflight = self.started.preflight.iter_mut().map(|looking| &mut looking.session);
+        let mut late: Vec<_> =
+            preflight.chain(&mut self.started.explainer).filter(|session| session.is_entering()).collect();
+        if !late.is_empty() {
+            let until = *self.until.get_or_insert_with(|| now.checked_add(ENTER_LIMIT).unwrap_or(now));
+            if now < until {
+                return false;
+            }
+            late.iter_mut().for_each(|session| session.is_late());
+        }
+        self.until = None;
+        true
+    }
+
+    /// Lets those read that look at boot files.
+    pub(super) fn begin(&mut self) {
+        self.started.preflight.iter_mut().for_each(|looking| looking.session.begin(HostSeen::default()));
+    }
+
+    /// Takes everything that has happened.
+    pub(super) fn turn(&mut self, now: Instant) {
+        if let Some(explainer) = &mut self.started.explainer {
+            explainer.turn(now);
+        }
+        self.started.preflight.iter_mut().for_each(|looking| looking.session.turn(now));
+        let all = std::mem::take(&mut self.started.preflight).into_iter();
+        let (over, at_work): (Vec<_>, Vec<_>) = all.partition(|looking| looking.session.is_over());
+        self.started.preflight = at_work;
+        let told = |looking: Looking| told(looking.subject, looking.session.into_inspection());
+        self.looked.extend(over.into_iter().map(told));
+    }
+
+    /// Whether somebody waits to explain a bad end.
+    pub(super) fn can_explain(&self) -> bool {
+        self.started.explainer.is_some()
+    }
+
+    /// Keeps what the vmm said of its guest. False if there cannot be so many vCPUs or disks, or it said so too often.
+    pub(super) fn saw(&mut self, machine: MachineSeen) -> bool {
+        self.times = self.times.saturating_add(1);
+        let is_possible = self.times <= TIMES
+            && machine.vcpus.len() <= usize::from(wire::VcpuCount::MAX)
+            && machine.disks.len() <= usize::from(wire::DiskCount::MAX);
+        self.machine = Some(machine).filter(|_| is_possible);
+        is_possible
+    }
+}
+
+/// Tells what was found in a boot file, if anything could fail for it.
+fn told(subject: String, inspection: Inspection) -> Looked {
+    if let Some(why) = &inspection.cannot_tell {
+        let what = format!("{subject} could not be looked at before the boot: {why}");
+        // A large image, or a slow host: nothing that anybody has to know.
+        if inspection.out_of_time { tracing::info!("{what}") } else { tracing::warn!("{what}") }
+    }
+    let matters = inspection.findings.iter().filter(|finding| finding.severity > Severity::Note);
+    for finding in matters {
+        let mut lines = inspector::finding_lines(finding).into_iter();
+        report::say(&format!("{subject}: {}", lines.next().unwrap_or_default()));
+        lines.for_each(|line| report::say(&line));
+    }
+    Looked { subject, inspection }
+}
+
+/// Whether the end of a run that has a guest is worth an explanation: not where the guest ended it in order, or the user.
+pub(super) fn ended_badly(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::GuestPoweroff
+            | Reason::GuestReboot
+            | Reason::Finished
+            | Reason::UserQuit
+            | Reason::Sigint
+            | Reason::Sigterm
+    )
+}
+
+impl Supervisor {
+    /// The end of the inspectors: what was found in boot files, and what the console of a run that ended badly means.
+    pub(super) fn end_inspectors(&mut self, reason: Reason) -> (Vec<Looked>, Option<Inspection>) {
+        let badly = ended_badly(reason);
+        let Inspectors { started, mut looked, machine, .. } =
+            std::mem::replace(&mut self.inspectors, Inspectors::of(Started::default()));
+        // Their time is limited from the launch on. Of a guest that is done in order, nobody waits to hear more.
+        for Looking { subject, session } in started.preflight {
+            if badly && self.said_running {
+                looked.push(told(subject, session.run(Some(self.signals.as_fd()))));
+            } else {
+                looked.push(Looked { subject, inspection: session.into_inspection() });
+            }
+        }
+        let explainer = started.explainer.filter(|_| badly && self.said_running);
+        let explanation = explainer.map(|mut session| {
+            session.must_end_within(inspector::LIMIT);
+            session.begin(HostSeen {
+                reason: Some(Text::truncated(reason.name())),
+                console_bytes: Some(self.console.received_bytes),
+                machine,
+            });
+            session.run(Some(self.signals.as_fd()))
+        });
+        (looked, explanation)
+    }
+}
+
+impl Looked {
+    /// The file, and what was found.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let mut value = self.inspection.json();
+        if let Some(object) = value.as_object_mut() {
+            object.insert("file".to_owned(), self.subject.as_str().into());
+            object.remove("exit_code");
+        }
+        value
+    }
+}

@@ -1,0 +1,9 @@
+//! The inspector process: see `forensics::process`.
+
+use policies::lockdown;
+use wire::Channel;
+
+fn main() {
+    lockdown::install_panic_hook();
+    lockdown::exit_now(i32::from(!forensics::process::run(&Channel::from_stdin())));
+}
