@@ -27,7 +27,11 @@ struct Entry {
     #[serde(default)]
     evidence: Vec<String>,
     #[serde(default)]
+    following: usize,
+    #[serde(default)]
     unless: Vec<String>,
+    #[serde(default)]
+    unless_found: Vec<String>,
     #[serde(default)]
     when: BTreeMap<String, Values>,
     #[serde(default)]
@@ -134,12 +138,14 @@ fn write_entry(code: &mut String, group: &str, entry: &Entry) -> Result<(), Box<
     writeln!(
         code,
         "    Entry {{ id: {:?}, group: {group:?}, severity: Severity::{severity}, confidence: Confidence::{confidence}, \
-         from: Speaker::{from}, patterns: &{:?}, evidence: &{:?}, unless: &{:?}, when: &[{}], consequence_of: &{:?}, \
+         from: Speaker::{from}, patterns: &{:?}, evidence: &{:?}, following: {}, unless: &{:?}, unless_found: &{:?}, when: &[{}], consequence_of: &{:?}, \
          what: {:?}, why: {:?}, remedy: {:?}, sample: {:?}, sample_host: &[{}] }},",
         entry.id,
         entry.patterns,
         entry.evidence,
+        entry.following,
         entry.unless,
+        entry.unless_found,
         when(&entry.when),
         entry.consequence_of,
         entry.what.trim(),

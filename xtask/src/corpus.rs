@@ -16,7 +16,7 @@ use crate::{packages, paths};
 use anyhow::{Context, Result};
 use bench::{Bench, SERIES};
 use boot::Boot;
-use cases::{CASES, Case};
+use cases::{CASES, Case, name_of};
 use clap::Args;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -112,8 +112,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<Totals> {
 }
 
 fn log_name(case: &Case, architecture: Architecture, series: &str) -> String {
-    let architecture = if architecture == Architecture::X86_64 { "x86_64" } else { "arm64" };
-    format!("{architecture}-{series}-{}.log", case.name)
+    format!("{}-{series}-{}.log", name_of(architecture), case.name)
 }
 
 /// Makes one log, and gives its size.

@@ -213,8 +213,8 @@ impl Context {
         if let Some(fault) = fault {
             names = fault.names.clone();
         }
-        let from = fault.map_or(line, |fault| fault.line);
-        if let Some((_, instruction)) = near(&self.instructions, from, |(line, _)| *line) {
+        let instruction = |from| near(&self.instructions, from, |(line, _)| *line);
+        if let Some((_, instruction)) = fault.and_then(|fault| instruction(fault.line)).or_else(|| instruction(line)) {
             instruction.bind(&mut names);
         }
         if let Some((_, function, module)) = near(&self.functions, line, |(line, _, _)| *line) {

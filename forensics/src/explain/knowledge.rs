@@ -22,9 +22,13 @@ pub struct Entry {
     pub patterns: &'static [&'static str],
     /// Lines after it that are evidence as well.
     pub evidence: &'static [&'static str],
+    /// How many lines of the kernel after it are evidence as well, whatever they say; a panic ends them.
+    pub following: usize,
     /// Lines after it that take it back.
     pub unless: &'static [&'static str],
-    /// Names and the values of which each must have one.
+    /// The findings with which this one is none.
+    pub unless_found: &'static [&'static str],
+    /// Names and the values of which each must have one; `!` before a value forbids it.
     pub when: &'static [(&'static str, &'static [&'static str])],
     /// The findings of which this one is a consequence if they are there.
     pub consequence_of: &'static [&'static str],

@@ -70,7 +70,13 @@ fn every_pattern_can_be_read_and_binds_what_the_texts_use() {
     for entry in ENTRIES {
         let mut bound: BTreeSet<String> = ALWAYS.iter().map(|name| (*name).to_owned()).collect();
         // A condition that leaves out the empty value says that the name has one.
-        bound.extend(entry.when.iter().filter(|(_, values)| !values.contains(&"")).map(|(name, _)| (*name).to_owned()));
+        bound.extend(
+            entry
+                .when
+                .iter()
+                .filter(|(_, values)| values.iter().all(|value| !value.is_empty() && !value.starts_with('!')))
+                .map(|(name, _)| (*name).to_owned()),
+        );
         let instruction = bound.contains("instruction-kind");
         if instruction {
             bound.extend(["instruction", "instruction-bytes"].map(str::to_owned));
@@ -117,7 +123,7 @@ fn entries_name_ids_that_exist_and_say_something() {
     for entry in ENTRIES {
         assert!(FindingId::try_from(entry.id).is_ok(), "{}", entry.id);
         assert!(GROUPS.iter().any(|(group, _)| *group == entry.group));
-        for cause in entry.consequence_of {
+        for cause in entry.consequence_of.iter().chain(entry.unless_found) {
             assert!(ids.contains(cause) && *cause != entry.id, "{}: there is no other entry {cause}", entry.id);
         }
         for text in [entry.what, entry.why, entry.remedy] {

@@ -46,6 +46,8 @@ pub(crate) fn rank(scan: &Scan, global: &Names) -> Vec<Cause> {
             applied.push(Applied { entry, line, evidence, names, consequence: false, cause: false });
         }
     }
+    let found: Vec<_> = applied.iter().map(|one| one.entry.id).collect();
+    applied.retain(|one| !one.entry.unless_found.iter().any(|id| found.contains(id)));
     link(&mut applied);
     applied.sort_by_key(|one| {
         let severity = severity(one);
@@ -55,7 +57,8 @@ pub(crate) fn rank(scan: &Scan, global: &Names) -> Vec<Cause> {
             (_, Severity::Warning) => 2,
             (_, Severity::Note) => 3,
         };
-        (class, one.line.unwrap_or(usize::MAX))
+        // Of findings in one line, the more general can be a consequence of more.
+        (class, one.line.unwrap_or(usize::MAX), one.entry.consequence_of.len())
     });
     // A consequence in a line that another finding has explained says nothing new.
     let mut told = Vec::new();

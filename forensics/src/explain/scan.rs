@@ -21,6 +21,15 @@ pub(crate) struct Hit {
     pub(crate) names: Names,
 }
 
+impl Hit {
+    /// Adds a line to the evidence, unless it is the same as the last or there are enough.
+    fn quote(&mut self, text: &str) {
+        if self.evidence.len() < MAX_EVIDENCE && self.evidence.last().is_none_or(|last| last != text) {
+            self.evidence.push(text.to_owned());
+        }
+    }
+}
+
 /// What the pass found.
 #[derive(Debug)]
 pub(crate) struct Scan {
@@ -28,21 +37,41 @@ pub(crate) struct Scan {
     pub(crate) hits: Vec<Option<Hit>>,
     /// What else the log says.
     pub(crate) context: Context,
+    /// The entries whose following lines are still evidence, and how many of them; few, as an entry is hit once.
+    followed: Vec<(usize, usize)>,
 }
 
 impl Scan {
     /// Reads a log.
     pub(crate) fn of(log: &[u8]) -> Self {
-        let mut scan = Self { hits: ENTRIES.iter().map(|_| None).collect(), context: Context::default() };
+        let mut scan =
+            Self { hits: ENTRIES.iter().map(|_| None).collect(), context: Context::default(), followed: Vec::new() };
         for line in Lines::new(log) {
             scan.see(&line);
         }
         scan
     }
 
+    /// Quotes a line of the kernel for the entries that ask for what follows.
+    fn follow(&mut self, speaker: Speaker, text: &str) {
+        if speaker == Speaker::Program || self.followed.is_empty() {
+            return;
+        }
+        let hits = &mut self.hits;
+        let end = text.starts_with("Kernel panic");
+        self.followed.retain_mut(|(place, left)| {
+            let hit = hits.get_mut(*place).and_then(Option::as_mut).filter(|_| !end);
+            let Some(hit) = hit else { return false };
+            hit.quote(text);
+            *left = left.saturating_sub(1);
+            *left > 0
+        });
+    }
+
     fn see(&mut self, line: &Line) {
         self.context.see(line);
         let text = line.text.trim_start();
+        self.follow(line.speaker, text);
         for (entry, place, role, filled) in Index::get().matches(text) {
             if !heard(entry, line.speaker) {
                 continue;
@@ -54,12 +83,13 @@ impl Scan {
                     names.bind_filled(&filled);
                     if possible(entry, &names) {
                         *slot = Some(Hit { line: line.number, evidence: vec![text.to_owned()], names });
+                        if entry.following > 0 {
+                            self.followed.push((place, entry.following));
+                        }
                     }
                 }
-                (Role::Shows, Some(hit))
-                    if hit.evidence.len() < MAX_EVIDENCE && line.number.saturating_sub(hit.line) < MAX_DISTANCE =>
-                {
-                    hit.evidence.push(text.to_owned());
+                (Role::Shows, Some(hit)) if line.number.saturating_sub(hit.line) < MAX_DISTANCE => {
+                    hit.quote(text);
                     hit.names.bind_filled(&filled);
                 }
                 (Role::Cancels, Some(_)) => *slot = None,
@@ -69,6 +99,16 @@ impl Scan {
     }
 }
 
+/// Whether a value is one of those that are wanted: an empty one stands for a name that is not bound, `*` for any value, `!`
+/// before a value forbids it.
+fn wanted(values: &[&str], value: Option<&str>) -> bool {
+    let Some(value) = value else { return values.iter().any(|wanted| wanted.is_empty() || wanted.starts_with('!')) };
+    if values.iter().any(|wanted| wanted.strip_prefix('!') == Some(value)) {
+        return false;
+    }
+    values.iter().any(|wanted| *wanted == value || *wanted == "*" || wanted.starts_with('!'))
+}
+
 /// Whether an entry listens to who said a line.
 fn heard(entry: &Entry, speaker: Speaker) -> bool {
     matches!((entry.from, speaker), (Speaker::Unknown, _) | (_, Speaker::Unknown)) || entry.from == speaker
@@ -76,16 +116,10 @@ fn heard(entry: &Entry, speaker: Speaker) -> bool {
 
 /// Whether no condition of an entry speaks against these names, which are not all that there will be.
 fn possible(entry: &Entry, names: &Names) -> bool {
-    entry.when.iter().all(|(name, values)| match names.get(name) {
-        Some(value) => values.iter().any(|wanted| *wanted == value || *wanted == "*"),
-        None => true,
-    })
+    entry.when.iter().all(|(name, values)| names.get(name).is_none_or(|value| wanted(values, Some(value))))
 }
 
-/// Whether all conditions of an entry hold; an empty value stands for a name that is not bound, `*` for any value.
+/// Whether all conditions of an entry hold.
 pub(crate) fn holds(entry: &Entry, names: &Names) -> bool {
-    entry.when.iter().all(|(name, values)| match names.get(name) {
-        Some(value) => values.iter().any(|wanted| *wanted == value || *wanted == "*"),
-        None => values.contains(&""),
-    })
+    entry.when.iter().all(|(name, values)| wanted(values, names.get(name)))
 }

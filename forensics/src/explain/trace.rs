@@ -73,6 +73,10 @@ impl Trace {
         if matches!(text, "<TASK>" | "</TASK>" | "<IRQ>" | "</IRQ>" | "<NMI>" | "</NMI>" | "<SOFTIRQ>" | "</SOFTIRQ>") {
             return true;
         }
+        // A place that has no name.
+        if text.trim_start_matches("? ").starts_with("0x") {
+            return true;
+        }
         let Some(frame) = Frame::read(text) else { return false };
         if self.frames.len() < MAX_FRAMES {
             self.frames.push(frame);
@@ -96,12 +100,12 @@ impl Trace {
         self.frames.iter().find_map(|frame| frame.layer()?.strip_prefix(TRAP))
     }
 
-    /// The innermost function that neither prints nor panics nor only catches the fault.
+    /// The innermost function that neither prints nor panics, waits, or only catches the fault.
     pub(crate) fn culprit(&self) -> Option<&Frame> {
         self.frames.iter().find(|frame| {
             let layer = frame.layer();
             !frame.uncertain
-                && !matches!(layer, Some(REPORT | "panic" | "oops" | "lockup detector"))
+                && !matches!(layer, Some(REPORT | "panic" | "oops" | "lockup detector" | "scheduler" | "locks"))
                 && layer.is_none_or(|layer| !layer.starts_with(TRAP))
         })
     }
