@@ -98,6 +98,51 @@ fn every_broken_boot_has_its_cause_first_and_healthy_ones_have_none() {
     );
 }
 
+/// Every kernel line of a log with another beginning, `[    1.234567] ` replaced.
+fn with_times(log: &[u8], replaced: impl Fn(&str) -> String) -> Vec<u8> {
+    let text = String::from_utf8_lossy(log);
+    let mut made = String::new();
+    for line in text.split_inclusive('\n') {
+        match line.split_at_checked(15) {
+            Some((time, rest)) if time.starts_with('[') && time.ends_with("] ") => {
+                made.push_str(&replaced(time));
+                made.push_str(rest);
+            }
+            _ => made.push_str(line),
+        }
+    }
+    made.into_bytes()
+}
+
+#[test]
+fn broken_boots_are_explained_alike_with_callers_and_without_times() {
+    for log in manifest().into_iter().filter(|log| log.first.is_some()) {
+        let text = fs::read(folder().join(&log.file)).unwrap();
+        let first = |text: &[u8]| {
+            let report = console(text, &HostEvidence::default());
+            report.findings.first().map(|finding| finding.id.as_str().to_owned())
+        };
+        let callers = with_times(&text, |time| format!("{}[    T1] ", time.trim_end()));
+        assert_eq!(first(&callers), log.first, "{} with callers", log.file);
+        let journal = with_times(&text, |time| format!("Nov 24 01:02:03 guest kernel: {time}"));
+        assert_eq!(first(&journal), log.first, "{} of a journal", log.file);
+        // Without times, words of the kernel look like those of init, so that its silence cannot be told.
+        let silence = log.first.as_deref() == Some("init-silent");
+        assert!(silence || first(&with_times(&text, |_| String::new())) == log.first, "{} without times", log.file);
+    }
+}
+
+#[test]
+fn program_that_prints_a_panic_is_not_believed() {
+    let healthy = manifest().into_iter().filter(|log| log.first.is_none());
+    for log in healthy {
+        let mut text = fs::read(folder().join(&log.file)).unwrap();
+        text.extend_from_slice(b"Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b\r\n");
+        text.extend_from_slice(b"Initramfs unpacking failed: read error\r\n[1.5] BUG: soft lockup\r\n");
+        assert_eq!(console(&text, &HostEvidence::default()).findings, [], "{}", log.file);
+    }
+}
+
 #[test]
 fn corpus_has_both_architectures_and_all_series_and_no_log_besides() {
     let listed: BTreeSet<_> = manifest().into_iter().map(|log| log.file).collect();

@@ -1,4 +1,4 @@
-//! Tasks of the repository: `cargo xtask demo | test | policies | lab | fuzz | corpus | unsafe | tidy`.
+//! Tasks of the repository: `cargo xtask demo | test | policies | lab | fuzz | corpus | diagnoses | unsafe | tidy`.
 
 mod architecture;
 mod binaries;
@@ -6,6 +6,7 @@ mod command;
 mod console;
 mod corpus;
 mod demo;
+mod diagnoses;
 mod emulator;
 mod fuzz;
 mod images;
@@ -119,6 +120,12 @@ enum Task {
     ///
     /// The last line is "N passed, N failed, N skipped".
     Corpus(corpus::Arguments),
+    /// Write the list of what `broker explain` knows into docs/DIAGNOSES.md.
+    Diagnoses {
+        /// Write nothing, and fail when what is kept there is not what is known.
+        #[arg(long)]
+        check: bool,
+    },
     /// List every block of code that is unsafe, with its invariant.
     Unsafe,
     /// Check the repository's own rules: lengths, headers, architecture selectors, reasons in policies, machine paths,
@@ -162,6 +169,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::ThreatModel { check, arch } => threat_model::run(arch, check).map(|()| status(0)),
         Task::Fuzz(arguments) => fuzz::main(&arguments).map(|totals| sums(&totals)),
         Task::Corpus(arguments) => corpus::main(&arguments).map(|totals| sums(&totals)),
+        Task::Diagnoses { check } => diagnoses::run(check).map(|()| status(0)),
         Task::Unsafe => {
             let all = unsafety::list()?;
             for one in &all {

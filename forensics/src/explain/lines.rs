@@ -10,6 +10,9 @@ pub const MAX_LOG_BYTES: usize = 16 << 20;
 /// How much of a line is read in bytes.
 pub const MAX_LINE_BYTES: usize = 4096;
 
+/// How long the time in the brackets may be in bytes.
+const MAX_CLOCK_BYTES: usize = 24;
+
 /// Who said a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speaker {
@@ -59,7 +62,9 @@ impl<'a> Lines<'a> {
                 Some((start, time_us, end)) => {
                     self.stamped = true;
                     let (before, after) = (text.get(..start), text.get(end..));
-                    if let Some(before) = before.map(str::trim_end).filter(|before| !before.is_empty()) {
+                    // A journal puts the date, the host and "kernel:" before each line of the kernel.
+                    let said = |before: &&str| !before.is_empty() && !before.ends_with("kernel:");
+                    if let Some(before) = before.map(str::trim_end).filter(said) {
                         self.push(Speaker::Program, None, before);
                     }
                     self.push(Speaker::Kernel, Some(time_us), without_caller(after.unwrap_or_default()));
@@ -140,7 +145,8 @@ fn stamp(text: &str) -> Option<(usize, u64, usize)> {
 
 /// What is inside the brackets, in microseconds, and its length with the bracket and the space that end it.
 fn time(inside: &str) -> Option<(u64, usize)> {
-    let (clock, _) = inside.split_once(']')?;
+    let end = inside.bytes().take(MAX_CLOCK_BYTES).position(|byte| byte == b']')?;
+    let clock = inside.get(..end)?;
     let (seconds, fraction) = clock.trim_start().split_once('.')?;
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if clock.len() < 12 || fraction.len() != 6 || !digits(seconds) || !digits(fraction) {
