@@ -42,7 +42,8 @@ pub(crate) struct Line {
 pub(crate) struct Lines<'a> {
     rest: &'a [u8],
     number: usize,
-    stamped: bool,
+    /// Whether the kernel stamps its lines, once that is known; its first line, or the first with a stamp, tells.
+    stamped: Option<bool>,
     ready: VecDeque<Line>,
 }
 
@@ -50,7 +51,7 @@ impl<'a> Lines<'a> {
     /// Those of `log`.
     pub(crate) fn new(log: &'a [u8]) -> Self {
         let rest = log.get(..MAX_LOG_BYTES).unwrap_or(log);
-        Self { rest, number: 0, stamped: false, ready: VecDeque::new() }
+        Self { rest, number: 0, stamped: None, ready: VecDeque::new() }
     }
 
     /// Takes one line of bytes apart: what stands before a time is a line of its own, of a program that was interrupted.
@@ -60,7 +61,7 @@ impl<'a> Lines<'a> {
             let text = plain(part);
             match stamp(&text) {
                 Some((start, time_us, end)) => {
-                    self.stamped = true;
+                    self.stamped.get_or_insert(true);
                     let (before, after) = (text.get(..start), text.get(end..));
                     // A journal puts the date, the host and "kernel:" before each line of the kernel.
                     let said = |before: &&str| !before.is_empty() && !before.ends_with("kernel:");
@@ -70,7 +71,10 @@ impl<'a> Lines<'a> {
                     self.push(Speaker::Kernel, Some(time_us), without_caller(after.unwrap_or_default()));
                 }
                 None => {
-                    let speaker = if self.stamped { Speaker::Program } else { Speaker::Unknown };
+                    if text.starts_with("Linux version ") {
+                        self.stamped.get_or_insert(false);
+                    }
+                    let speaker = if self.stamped == Some(true) { Speaker::Program } else { Speaker::Unknown };
                     self.push(speaker, None, &text);
                 }
             }

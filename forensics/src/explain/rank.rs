@@ -5,6 +5,7 @@ use super::knowledge::{ENTRIES, Entry};
 use super::names::Names;
 use super::scan::{Scan, holds};
 use crate::report;
+use wire::Text;
 use wire::report::{Finding, Severity};
 
 /// An entry that applies.
@@ -20,7 +21,7 @@ pub(crate) struct Cause {
 struct Applied<'a> {
     entry: &'static Entry,
     line: Option<usize>,
-    evidence: &'a [String],
+    evidence: &'a [Text],
     names: Names,
     /// Whether another finding is its cause.
     consequence: bool,
@@ -94,11 +95,11 @@ fn severity(one: &Applied<'_>) -> Severity {
 }
 
 fn finding(one: &Applied<'_>) -> Option<Finding> {
-    let mut evidence: Vec<&str> = Vec::new();
+    let mut evidence: Vec<Text> = Vec::new();
     if one.line.is_some() {
-        // What a program said last before init ended, and the fault that ended it, stand before the line itself.
-        evidence.extend(["fault-line"].iter().filter_map(|name| one.names.get(name)));
-        evidence.extend(one.evidence.iter().map(String::as_str));
+        // The fault that ended init stands before the line of its end.
+        evidence.extend(one.names.get("fault-line").map(Text::truncated));
+        evidence.extend(one.evidence.iter().cloned());
     }
     let fill = |template: &str| one.names.fill(template);
     let what =

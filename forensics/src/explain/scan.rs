@@ -4,6 +4,7 @@ use super::context::Context;
 use super::knowledge::{ENTRIES, Entry, Index, Role};
 use super::lines::{Line, Lines, Speaker};
 use super::names::Names;
+use wire::Text;
 
 /// The most lines that a hit quotes.
 const MAX_EVIDENCE: usize = 12;
@@ -16,7 +17,7 @@ pub(crate) struct Hit {
     /// The line's number.
     pub(crate) line: usize,
     /// The lines that show it.
-    pub(crate) evidence: Vec<String>,
+    pub(crate) evidence: Vec<Text>,
     /// What the pattern bound.
     pub(crate) names: Names,
 }
@@ -24,8 +25,9 @@ pub(crate) struct Hit {
 impl Hit {
     /// Adds a line to the evidence, unless it is the same as the last or there are enough.
     fn quote(&mut self, text: &str) {
-        if self.evidence.len() < MAX_EVIDENCE && self.evidence.last().is_none_or(|last| last != text) {
-            self.evidence.push(text.to_owned());
+        let quoted = Text::truncated(text);
+        if self.evidence.len() < MAX_EVIDENCE && self.evidence.last().is_none_or(|last| *last != quoted) {
+            self.evidence.push(quoted);
         }
     }
 }
@@ -82,7 +84,7 @@ impl Scan {
                     let mut names = Names::default();
                     names.bind_filled(&filled);
                     if possible(entry, &names) {
-                        *slot = Some(Hit { line: line.number, evidence: vec![text.to_owned()], names });
+                        *slot = Some(Hit { line: line.number, evidence: vec![Text::truncated(text)], names });
                         if entry.following > 0 {
                             self.followed.push((place, entry.following));
                         }

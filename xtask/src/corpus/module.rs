@@ -48,7 +48,12 @@ pub(crate) fn rcu_stall(bench: &Bench, boot: &mut Boot) -> Result<()> {
     boot.append("nosoftlockup nowatchdog rcupdate.rcu_cpu_stall_timeout=4 sysctl.kernel.panic_on_rcu_stall=1");
     boot.append("preempt=voluntary");
     boot.cpus = 2;
-    insert(bench, boot, LOOP, "while :; do mount -t tmpfs tmpfs /mnt; umount /mnt; done &\ninsmod")
+    insert(
+        bench,
+        boot,
+        LOOP,
+        "mount -t devtmpfs dev /dev\nwhile :; do mount -t tmpfs tmpfs /mnt; umount /mnt; done &\ninsmod",
+    )
 }
 
 fn insert(bench: &Bench, boot: &mut Boot, code: Code, insmod: &str) -> Result<()> {
