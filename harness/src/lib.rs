@@ -22,6 +22,7 @@ pub mod config;
 pub mod device_tree;
 pub mod disk;
 pub mod entry;
+pub mod explain;
 pub mod ioapic;
 pub mod loader;
 pub mod mmio;
@@ -99,6 +100,12 @@ pub const TARGETS: &[Target] = &[
         about: "entry states of a captured loader to the check of the vmm",
         run: entry::run,
         seeds: entry::seeds,
+    },
+    Target {
+        name: "explain",
+        about: "console logs to the explanation of the inspector",
+        run: explain::run,
+        seeds: explain::seeds,
     },
     Target { name: "ioapic", about: "register accesses to the IOAPIC", run: ioapic::run, seeds: ioapic::seeds },
     Target {

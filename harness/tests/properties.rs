@@ -100,6 +100,7 @@ properties!(
     config,
     device_tree,
     entry,
+    explain,
     ioapic,
     loader,
     loader_arm64,

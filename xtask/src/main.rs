@@ -1,10 +1,12 @@
-//! Tasks of the repository: `cargo xtask demo | test | policies | lab | fuzz | unsafe | tidy`.
+//! Tasks of the repository: `cargo xtask demo | test | policies | lab | fuzz | corpus | diagnoses | unsafe | tidy`.
 
 mod architecture;
 mod binaries;
 mod command;
 mod console;
+mod corpus;
 mod demo;
+mod diagnoses;
 mod emulator;
 mod fuzz;
 mod images;
@@ -114,6 +116,16 @@ enum Task {
     ///
     /// The last line is "N passed, N failed, N skipped". What a fuzzer has learned stays in the cache for the next time.
     Fuzz(fuzz::Arguments),
+    /// Boot images that are really broken, in QEMU alone, and keep their console logs in `forensics/corpus`.
+    ///
+    /// The last line is "N passed, N failed, N skipped".
+    Corpus(corpus::Arguments),
+    /// Write the list of what `broker explain` knows into docs/DIAGNOSES.md.
+    Diagnoses {
+        /// Write nothing, and fail when what is kept there is not what is known.
+        #[arg(long)]
+        check: bool,
+    },
     /// List every block of code that is unsafe, with its invariant.
     Unsafe,
     /// Check the repository's own rules: lengths, headers, architecture selectors, reasons in policies, machine paths,
@@ -156,6 +168,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Policies { arch, lab, json } => policies::run(arch, lab, json).map(|clean| status(i32::from(!clean))),
         Task::ThreatModel { check, arch } => threat_model::run(arch, check).map(|()| status(0)),
         Task::Fuzz(arguments) => fuzz::main(&arguments).map(|totals| sums(&totals)),
+        Task::Corpus(arguments) => corpus::main(&arguments).map(|totals| sums(&totals)),
+        Task::Diagnoses { check } => diagnoses::run(check).map(|()| status(0)),
         Task::Unsafe => {
             let all = unsafety::list()?;
             for one in &all {
