@@ -5,11 +5,10 @@ use crate::emulator::Emulator;
 use crate::lab::HOST_SUITE;
 use crate::testing;
 use crate::totals::Totals;
+use crate::traced;
 use anyhow::Result;
 use std::fmt;
 
-/// All tests but that of many vCPUs, which takes longer than all others.
-const USUAL_TESTS: &str = "--skip many_vcpus";
 /// Those of the tests with Linux guests that depend on the kernel or the interrupt controller: parts of their names.
 const KERNEL_TESTS: &str = "kernel_ six_vcpus processes_ reboot two_disks undefined_instruction ephemeral_ read_write_";
 /// Those that a kernel needs to pass once: user space with 1 and 6 vCPUs, disks, a panic.
@@ -64,12 +63,15 @@ pub(crate) struct Trial {
     pub(crate) filter: String,
     /// Whether the hostile suite runs as well. It needs no kernel of a guest, so once for an architecture is enough.
     pub(crate) hostile: bool,
+    /// Whether the processes are traced as well, in all tests but the slowest, and the policies held against their calls;
+    /// `filter` names those that run without. Once for an architecture is enough, too.
+    pub(crate) traced: bool,
 }
 
 impl Trial {
     /// A trial of the kernel of a Debian release.
     pub(crate) fn new(machine: Machine, suite: &str, filter: &str) -> Self {
-        Self { machine, suite: suite.to_owned(), filter: filter.to_owned(), hostile: false }
+        Self { machine, suite: suite.to_owned(), filter: filter.to_owned(), hostile: false, traced: false }
     }
 }
 
@@ -82,7 +84,7 @@ impl fmt::Display for Trial {
 /// What is tried besides the kernel of the lab's host in the lab for x86_64; `all` for every kernel in every lab.
 pub(crate) fn trials(all: bool) -> Vec<Trial> {
     let arm = |gic, suite, filter| Trial::new(Machine::Aarch64(gic), suite, filter);
-    let first = Trial { hostile: true, ..arm(Gic::V3, HOST_SUITE, USUAL_TESTS) };
+    let first = Trial { hostile: true, traced: true, ..arm(Gic::V3, HOST_SUITE, traced::SLOW_TESTS) };
     let mut trials = vec![first, arm(Gic::V2, HOST_SUITE, KERNEL_TESTS)];
     if !all {
         trials.push(arm(Gic::V2, "bullseye", ONCE_TESTS));
@@ -141,10 +143,11 @@ mod tests {
     use crate::architecture::Architecture;
 
     #[test]
-    fn hostile_suite_runs_once_on_the_other_architecture() {
+    fn hostile_suite_and_the_tracing_run_once_on_the_other_architecture() {
         for all in [false, true] {
-            let hostile: Vec<_> = trials(all).into_iter().filter(|trial| trial.hostile).collect();
+            let hostile: Vec<_> = trials(all).into_iter().filter(|trial| trial.hostile || trial.traced).collect();
             assert_eq!(hostile.len(), 1, "{hostile:?}");
+            assert!(hostile.iter().all(|trial| trial.hostile && trial.traced));
             assert!(hostile.iter().all(|trial| trial.machine.architecture() == Architecture::Aarch64));
         }
     }

@@ -58,12 +58,27 @@ pub(crate) fn run(architecture: Architecture, lab: bool, as_json: bool) -> Resul
 /// # Errors
 /// As [`run`].
 pub(crate) fn check(totals: &mut Totals, binaries: &Binaries, programs: &[TestProgram]) -> Result<()> {
-    let traced = traced::here(binaries, programs, false)?;
-    let usage = usage(Architecture::X86_64, &traced.trace, Scope::Small)?;
+    judge(totals, Architecture::X86_64, traced::here(binaries, programs, false)?, Scope::Small)
+}
+
+/// The same with Linux guests in a lab, whose tests count as well: all but [`traced::SLOW_TESTS`].
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn check_in_lab(totals: &mut Totals, lab: &Lab) -> Result<()> {
+    judge(totals, lab.architecture(), traced::in_lab(lab, true)?, Scope::Linux)
+}
+
+fn judge(totals: &mut Totals, architecture: Architecture, traced: Traced, scope: Scope) -> Result<()> {
+    let usage = usage(architecture, &traced.trace, scope)?;
     print!("{usage}");
-    for failure in traced.failures {
-        totals.failure(format!("policies: {failure}, while traced"));
+    // Those that a lab has counted are among the totals already.
+    if traced.totals.failed == 0 {
+        for failure in traced.failures {
+            totals.failure(format!("policies: {failure}, while traced"));
+        }
     }
+    totals.add(traced.totals);
     for problem in usage.problems() {
         totals.failure(format!("policies: {problem}"));
     }

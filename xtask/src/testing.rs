@@ -182,6 +182,9 @@ pub(crate) fn linux_in_lab(totals: &mut Totals, name: &str, trial: &Trial, relea
     if trial.hostile {
         programs.extend(binaries::integration_test(threat_model::TESTS, lab.architecture())?);
     }
+    if trial.traced {
+        policies::check_in_lab(totals, &lab)?;
+    }
     let linux: Vec<_> = programs.iter().collect();
     let guest = GuestFiles::make(&lab.folder().join("guest"), &lab.programs, &kernel)?;
     in_lab(totals, name, &lab, &binaries, &guest, &linux, &trial.filter)

@@ -9,6 +9,7 @@ use crate::console::Patience;
 use crate::images::{self, GuestFiles};
 use crate::lab::{self, Lab};
 use crate::paths;
+use crate::totals::Totals;
 use anyhow::{Context, Result};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -27,9 +28,11 @@ const LINUX_SUITE: &str = "linux";
 const TRACER: &str = "trace";
 /// A test whose broker must be alone in its cgroup, which its tracer would share.
 const STAGED: &str = "ordinary_user_with_a_cgroup_of_its_own";
-/// Tests that make no other calls than others do, and most of them: many vCPUs, or a long console without an interrupt,
-/// each character of which stops twice.
-const SLOW: &[&str] = &["many_vcpus", "kernel_and_initramfs", "kernel_disk_and_six", "undefined_instruction"];
+/// Tests that make no other calls than others do, and most of them: a long console without an interrupt, each character of
+/// which stops twice.
+pub(crate) const SLOW_TESTS: &str = "kernel_and_initramfs kernel_disk_and_six undefined_instruction";
+/// Another one, which takes longer than all others.
+const SLOWEST: &str = "many_vcpus";
 /// What a line of a trace begins with on a lab's console.
 const MARK: &str = "bulkhead-trace: ";
 /// How long the tests in the lab may take, and how long they may be silent.
@@ -48,6 +51,8 @@ pub(crate) struct Traced {
     pub(crate) trace: String,
     /// Tests that failed meanwhile, so that what they would have exercised may be missing.
     pub(crate) failures: Vec<String>,
+    /// The counts of the tests in a lab.
+    pub(crate) totals: Totals,
 }
 
 impl Traced {
@@ -55,6 +60,7 @@ impl Traced {
     pub(crate) fn add(&mut self, other: Self) {
         self.trace.push_str(&other.trace);
         self.failures.extend(other.failures);
+        self.totals.add(other.totals);
     }
 }
 
@@ -130,7 +136,7 @@ pub(crate) fn here(binaries: &Binaries, programs: &[TestProgram], all: bool) -> 
             failures.push(format!("the tests of {name}"));
         }
     }
-    Ok(Traced { trace: stage.traces()?, failures })
+    Ok(Traced { trace: stage.traces()?, failures, totals: Totals::default() })
 }
 
 /// Runs the tests with Linux guests in a lab, and those with small guests too where this machine cannot.
@@ -160,13 +166,15 @@ pub(crate) fn in_lab(lab: &Lab, small: bool) -> Result<Traced> {
         for program in binaries::integration_test(name, architecture)? {
             disk.program(&images::in_lab("tests", &program.path)?, &program.path);
             let path = images::in_lab("tests", &program.path)?;
-            let skipped: Vec<_> = SLOW.iter().chain([&STAGED]).map(|name| format!("--skip {name}")).collect();
+            let slow = SLOW_TESTS.split(' ').chain([SLOWEST, STAGED]);
+            let skipped: Vec<_> = slow.map(|name| format!("--skip {name}")).collect();
             script.push_str(&format!("run_tests {name} /{path} {}\n", skipped.join(" ")));
         }
     }
     script.push_str("print_traces\nexit $status\n");
     disk.script("bulkhead/run", script);
     let mut trace = String::new();
+    let mut totals = Totals::default();
     let name = format!("policies-{}", architecture.debian());
     let status = lab.run(
         &name,
@@ -176,9 +184,15 @@ pub(crate) fn in_lab(lab: &Lab, small: bool) -> Result<Traced> {
                 trace.push_str(line);
                 trace.push('\n');
             }
-            None => eprintln!("{line}"),
+            None => {
+                eprintln!("{line}");
+                totals.line(line);
+            }
         }),
     )?;
-    let failures = if status == 0 { Vec::new() } else { vec!["tests in the lab".to_owned()] };
-    Ok(Traced { trace, failures })
+    let mut failures = totals.failures.clone();
+    if failures.is_empty() && (status != 0 || !totals.complete) {
+        failures.push("tests in the lab".to_owned());
+    }
+    Ok(Traced { trace, failures, totals })
 }
