@@ -124,11 +124,11 @@ pub(crate) fn beyond_baseline(elf: &Elf, bytes: &dyn Bytes) -> Result<Vec<String
     Ok(match elf.machine {
         super::X86_64 => {
             let main = super::flow::main_of_x86(&code, elf.entry);
-            super::flow::walk(&code, main.into_iter().chain([elf.entry]).collect(), super::flow::x86)
+            super::flow::walk(&code, [elf.entry].into_iter().chain(main).collect(), super::flow::x86)
         }
         super::AARCH64 => {
             let main = super::flow::main_of_arm64(&code, elf.entry);
-            super::flow::walk(&code, main.into_iter().chain([elf.entry]).collect(), super::flow::arm64)
+            super::flow::walk(&code, [elf.entry].into_iter().chain(main).collect(), super::flow::arm64)
         }
         _ => Vec::new(),
     })
