@@ -9,7 +9,7 @@ use forensics::inspect::limits::Work;
 use forensics::inspect::{Architecture, Guest, image_within, kernel_within};
 
 /// What one input may cost: little, so that many can be tried.
-const BYTES: u64 = 24 << 20;
+const BYTES: u64 = 8 << 20;
 /// The largest file system that an input stands for.
 const FILESYSTEM_BYTES: usize = 256 << 10;
 

@@ -47,6 +47,9 @@ fn parse(root: &str) -> Root<'_> {
 
 /// Checks root= against the disk; the partition that it names.
 pub(crate) fn root(scene: &mut Scene<'_>, layout: &Layout<'_>) -> Option<u32> {
+    if let Layout::Whole(kind) = layout {
+        types(scene, kind);
+    }
     let given = scene.parameter("root")?;
     let evidence = [format!("the command line has root={given}")];
     let parsed = parse(given);
@@ -60,9 +63,8 @@ pub(crate) fn root(scene: &mut Scene<'_>, layout: &Layout<'_>) -> Option<u32> {
         return None;
     }
     match layout {
-        Layout::Whole(kind) => {
+        Layout::Whole(_) => {
             of_whole(scene, &parsed, given, &evidence);
-            types(scene, kind);
             None
         }
         Layout::Partitions(table) => of_partitions(scene, &parsed, given, table, &evidence),

@@ -105,13 +105,14 @@ pub(crate) fn walk(
             walked.fault = Some(Fault::NoTrailer);
             return Ok(walked);
         }
+        let magic = head.get(..head.len().min(6)).unwrap_or_default();
+        if head.len() < HEADER && (b"070701".starts_with(magic) || b"070702".starts_with(magic)) {
+            walked.fault = Some(Fault::CutHeader);
+            return Ok(walked);
+        }
         let header = match Header::parse(head) {
             Err(fault) => {
                 walked.fault = Some(fault);
-                return Ok(walked);
-            }
-            Ok(_) if head.len() < HEADER => {
-                walked.fault = Some(Fault::CutHeader);
                 return Ok(walked);
             }
             Ok(header) => header,

@@ -81,7 +81,11 @@ pub(crate) fn walk<'a>(
     let mut walked = Walked::default();
     loop {
         let header = cursor.take(BLOCK)?;
-        if header.len() < BLOCK || header.iter().all(|byte| *byte == 0) {
+        if header.iter().all(|byte| *byte == 0) {
+            return Ok(walked);
+        }
+        if header.len() < BLOCK {
+            walked.fault = Some("it ends within a header".into());
             return Ok(walked);
         }
         if !sum_is_right(&header) {
