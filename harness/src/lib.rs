@@ -23,6 +23,7 @@ pub mod device_tree;
 pub mod disk;
 pub mod entry;
 pub mod explain;
+pub mod inspect;
 pub mod ioapic;
 pub mod loader;
 pub mod mmio;
@@ -106,6 +107,36 @@ pub const TARGETS: &[Target] = &[
         about: "console logs to the explanation of the inspector",
         run: explain::run,
         seeds: explain::seeds,
+    },
+    Target {
+        name: "inspect_cpio",
+        about: "any archive that is made well, and cut anywhere, to the inspector",
+        run: inspect::cpio,
+        seeds: inspect::cpio_seeds,
+    },
+    Target {
+        name: "inspect_elf",
+        about: "any bytes as the init of an initramfs to the inspector",
+        run: inspect::elf,
+        seeds: inspect::elf_seeds,
+    },
+    Target {
+        name: "inspect_filesystem",
+        about: "ext, squashfs and erofs images to the inspector",
+        run: inspect::filesystem,
+        seeds: inspect::filesystem_seeds,
+    },
+    Target {
+        name: "inspect_image",
+        about: "any bytes as an image to the inspector",
+        run: inspect::image,
+        seeds: inspect::image_seeds,
+    },
+    Target {
+        name: "inspect_kernel",
+        about: "any bytes as a kernel to the inspector",
+        run: inspect::kernel,
+        seeds: inspect::kernel_seeds,
     },
     Target { name: "ioapic", about: "register accesses to the IOAPIC", run: ioapic::run, seeds: ioapic::seeds },
     Target {

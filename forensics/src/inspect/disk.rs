@@ -1,0 +1,200 @@
+//! Partition tables: GPT (UEFI 2.10, 5.3) and MBR with logical partitions, numbered as Linux numbers them.
+
+use super::bytes::{Bytes, Raw, exactly, size, u8_at, u16_at, u32_at, u64_at, up_to, uuid};
+use super::limits::PARTITIONS;
+use super::scene::{Scene, Words};
+use super::trouble::Trouble;
+use wire::report::Confidence::{Certain, Likely};
+
+const SECTOR: u64 = 512;
+const GPT_MAGIC: &[u8] = b"EFI PART";
+/// Types of MBR partitions that hold further ones, and the one that stands for a GPT.
+const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
+const PROTECTIVE: u8 = 0xee;
+
+/// A partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Partition {
+    /// The number in its name: 1 for /dev/vda1.
+    pub(crate) number: u32,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    /// As PARTUUID= names it, in lower case.
+    pub(crate) uuid: String,
+    /// As PARTLABEL= names it.
+    pub(crate) label: String,
+}
+
+/// The table of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) kind: &'static str,
+    pub(crate) partitions: Vec<Partition>,
+    /// There were more than are looked at.
+    pub(crate) more: bool,
+}
+
+/// Reads the partition table, if there is one.
+pub(crate) fn read(scene: &mut Scene<'_>, raw: &Raw<'_>) -> Result<Option<Table>, Trouble> {
+    let Some(mbr) = exactly(raw, 0, 512)? else { return Ok(None) };
+    if u16_at(&mbr, 510) != 0xaa55 {
+        return Ok(None);
+    }
+    let entries: Vec<_> = mbr.get(446..510).unwrap_or_default().chunks_exact(16).collect();
+    if entries.iter().any(|entry| u8_at(entry, 0) & 0x7f != 0) {
+        return Ok(None);
+    }
+    if entries.iter().any(|entry| u8_at(entry, 4) == PROTECTIVE) {
+        for sector in [SECTOR, 4096] {
+            if let Some(table) = gpt(scene, raw, sector)? {
+                return Ok(Some(table));
+            }
+        }
+        let words = Words {
+            what: &"the disk has a protective MBR but no GPT that can be read",
+            why: &"its partitions do not exist for the kernel, and root= finds none",
+            remedy: &"copy the image anew and whole, or repair the table with sgdisk",
+        };
+        scene.fatal("gpt-missing", Likely, &words, &[]);
+        return Ok(Some(Table { kind: "GPT", partitions: Vec::new(), more: false }));
+    }
+    if entries.iter().all(|entry| u32_at(entry, 12) == 0) {
+        return Ok(None);
+    }
+    mbr_table(raw, &mbr).map(Some)
+}
+
+/// Computes the check sum of a GPT.
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+fn gpt(scene: &mut Scene<'_>, raw: &Raw<'_>, sector: u64) -> Result<Option<Table>, Trouble> {
+    let header = up_to(raw, sector, 92)?;
+    if !header.starts_with(GPT_MAGIC) {
+        return Ok(None);
+    }
+    let mut plain = header.clone();
+    if let Some(field) = plain.get_mut(16..20) {
+        field.fill(0);
+    }
+    let (count, entry_bytes) = (u32_at(&header, 80), usize::try_from(u32_at(&header, 84)).unwrap_or(0));
+    if !(128..=4096).contains(&entry_bytes) {
+        return Err(Trouble::corrupt("the GPT has entries of an impossible size"));
+    }
+    let looked_at = usize::try_from(count).unwrap_or(usize::MAX).min(PARTITIONS);
+    let entries = up_to(raw, u64_at(&header, 72).saturating_mul(sector), entry_bytes.saturating_mul(looked_at))?;
+    let entries_right = usize::try_from(count) != Ok(looked_at) || crc32(&entries) == u32_at(&header, 88);
+    if u32_at(&header, 12) != 92 || crc32(&plain) != u32_at(&header, 16) || !entries_right {
+        let words = Words {
+            what: &"the primary GPT does not have the check sum that it says",
+            why: &"the table was damaged or changed by hand; the kernel looks for the one at the end of the disk",
+            remedy: &"repair it with sgdisk --verify and sgdisk -e",
+        };
+        scene.warn("gpt-damaged", Certain, &words, &[]);
+    }
+    let mut partitions = Vec::new();
+    for (number, entry) in (1_u32..).zip(entries.chunks_exact(entry_bytes)) {
+        if entry.get(..16).is_none_or(|kind| kind.iter().all(|byte| *byte == 0)) {
+            continue;
+        }
+        let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
+        let name: Vec<u16> =
+            (0..36_usize).map(|index| u16_at(entry, index.saturating_mul(2).saturating_add(56))).collect();
+        let name = name.split(|unit| *unit == 0).next().unwrap_or_default();
+        partitions.push(Partition {
+            number,
+            offset: first.saturating_mul(sector),
+            length: last.saturating_sub(first).saturating_add(1).saturating_mul(sector),
+            uuid: guid(entry.get(16..32).unwrap_or_default()),
+            label: String::from_utf16_lossy(name),
+        });
+    }
+    let more = usize::try_from(count).is_ok_and(|count| count > PARTITIONS);
+    Ok(Some(Table { kind: "GPT", partitions, more }))
+}
+
+/// A GUID: its first three numbers are little-endian.
+fn guid(bytes: &[u8]) -> String {
+    const ORDER: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+    uuid(&ORDER.map(|index| u8_at(bytes, index)))
+}
+
+fn mbr_table(raw: &Raw<'_>, mbr: &[u8]) -> Result<Table, Trouble> {
+    let signature = u32_at(mbr, 440);
+    let partition = |number: u32, start: u64, entry: &[u8]| Partition {
+        number,
+        offset: start.saturating_mul(SECTOR),
+        length: u64::from(u32_at(entry, 12)).saturating_mul(SECTOR),
+        uuid: format!("{signature:08x}-{number:02x}"),
+        label: String::new(),
+    };
+    let mut partitions = Vec::new();
+    let mut extended = None;
+    for (number, entry) in (1_u32..).zip(mbr.get(446..510).unwrap_or_default().chunks_exact(16)) {
+        if u32_at(entry, 12) == 0 {
+            continue;
+        }
+        let start = u64::from(u32_at(entry, 8));
+        if EXTENDED.contains(&u8_at(entry, 4)) {
+            extended.get_or_insert(start);
+        } else {
+            partitions.push(partition(number, start, entry));
+        }
+    }
+    let mut more = false;
+    if let Some(base) = extended {
+        // Each logical partition has a table of its own, which names the next table, relative to the first.
+        let mut table = base;
+        let mut number = 5;
+        loop {
+            if partitions.len() >= PARTITIONS {
+                more = true;
+                break;
+            }
+            let Some(sector) = exactly(raw, table.saturating_mul(SECTOR), 512)? else { break };
+            let (own, next) = (sector.get(446..462).unwrap_or_default(), sector.get(462..478).unwrap_or_default());
+            if u16_at(&sector, 510) != 0xaa55 || u32_at(own, 12) == 0 {
+                break;
+            }
+            partitions.push(partition(number, table.saturating_add(u64::from(u32_at(own, 8))), own));
+            number = number.saturating_add(1);
+            if u32_at(next, 8) == 0 {
+                break;
+            }
+            table = base.saturating_add(u64::from(u32_at(next, 8)));
+        }
+    }
+    Ok(Table { kind: "MBR", partitions, more })
+}
+
+/// The facts of a table, and whether the partitions are in the image.
+pub(crate) fn check(scene: &mut Scene<'_>, raw: &Raw<'_>, table: &Table) {
+    scene.fact("format", format_args!("disk with {} and {} partitions", table.kind, table.partitions.len()));
+    if table.more {
+        let trouble = Trouble::Bound("a disk has more than 128 partitions");
+        scene.trouble("the partition table", &trouble);
+    }
+    for partition in &table.partitions {
+        let mut scene = scene.part(format_args!("partition {}", partition.number));
+        scene.fact("size", size(partition.length));
+        scene.fact("partuuid", &partition.uuid);
+        if !partition.label.is_empty() {
+            scene.fact("partlabel", &partition.label);
+        }
+        let end = partition.offset.saturating_add(partition.length);
+        let mut last = [0];
+        let inside = end > 0 && raw.read_at(end.saturating_sub(1), &mut last) == Ok(1);
+        if !inside {
+            let words = Words {
+                what: &format_args!("partition {} ends behind the end of the image", partition.number),
+                why: &"the image was cut: the kernel truncates or drops the partition, and its file system is not mounted",
+                remedy: &"copy the image anew and whole",
+            };
+            let evidence = [format!("the partition ends at {end}, the image at {}", raw.len())];
+            scene.warn("partition-behind-end", Certain, &words, &evidence);
+        }
+    }
+}

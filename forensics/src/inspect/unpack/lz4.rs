@@ -1,0 +1,82 @@
+//! The legacy frame of lz4, the only one that the kernel reads (lib/decompress_unlz4.c): blocks of up to 8 MiB.
+
+use super::input::Input;
+use std::io::{self, BufRead, Read};
+
+const MAGIC: u32 = 0x184c_2102;
+/// What a block unpacks to at most.
+const BLOCK_BYTES: usize = 8 << 20;
+/// What such a block may have grown to (LZ4_compressBound).
+const PACKED_BYTES: usize = BLOCK_BYTES + BLOCK_BYTES / 255 + 16;
+
+/// A decoder of the legacy frame.
+pub(crate) struct Reader<'a> {
+    input: Input<'a>,
+    block: Vec<u8>,
+    used: usize,
+    packed: Vec<u8>,
+    begun: bool,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(input: Input<'a>) -> Self {
+        Self { input, block: Vec::new(), used: 0, packed: Vec::new(), begun: false }
+    }
+
+    pub(crate) fn input(&self) -> &Input<'a> {
+        &self.input
+    }
+
+    /// The next word, or nothing where the stream ends.
+    fn word(&mut self) -> io::Result<Option<u32>> {
+        let mut word = [0; 4];
+        if self.input.fill_buf()?.is_empty() {
+            return Ok(None);
+        }
+        self.input.read_exact(&mut word)?;
+        Ok(Some(u32::from_le_bytes(word)))
+    }
+
+    fn next_block(&mut self) -> io::Result<bool> {
+        if !self.begun {
+            self.begun = true;
+            if self.word()? != Some(MAGIC) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the lz4 magic is wrong"));
+            }
+        }
+        let size = loop {
+            match self.word()? {
+                Some(MAGIC) => {}
+                Some(0) | None => return Ok(false),
+                Some(size) => break usize::try_from(size).unwrap_or(usize::MAX),
+            }
+        };
+        if size > PACKED_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "an lz4 block is larger than any can be"));
+        }
+        self.packed.resize(size, 0);
+        self.input.read_exact(&mut self.packed)?;
+        self.block.resize(BLOCK_BYTES, 0);
+        let count = lz4_flex::block::decompress_into(&self.packed, &mut self.block).map_err(io::Error::other)?;
+        self.block.truncate(count);
+        self.used = 0;
+        Ok(true)
+    }
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.used >= self.block.len() {
+            if !self.next_block()? {
+                return Ok(0);
+            }
+        }
+        let ready = self.block.get(self.used..).unwrap_or_default();
+        let count = ready.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..count), ready.get(..count)) {
+            to.copy_from_slice(from);
+        }
+        self.used = self.used.saturating_add(count);
+        Ok(count)
+    }
+}

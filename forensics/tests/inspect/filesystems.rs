@@ -1,0 +1,104 @@
+//! File systems and archives of files.
+
+use crate::make::{clean, expect, fact, fixture, guest};
+use wire::report::Severity::{Fatal, Warning};
+
+#[test]
+fn every_file_system_is_looked_into() {
+    let all = [
+        ("ext2", fixture!("root.ext2")),
+        ("ext4", fixture!("root.ext4")),
+        ("squashfs", fixture!("root-gzip.squashfs")),
+        ("squashfs", fixture!("root-xz.squashfs")),
+        ("squashfs", fixture!("root-zstd.squashfs")),
+        ("squashfs", fixture!("root-lz4.squashfs")),
+        ("erofs", fixture!("root.erofs")),
+    ];
+    for (format, bytes) in all {
+        let report = clean(bytes, &guest("root=/dev/vda"));
+        assert_eq!(fact(&report, "format"), format);
+        assert_eq!(fact(&report, "init"), "/sbin/init");
+        assert_eq!(fact(&report, "init-elf"), "/sbin/init: 64-bit, x86-64");
+        let report = clean(bytes, &guest("root=/dev/vda init=/init"));
+        assert_eq!(fact(&report, "init"), "/init, which is /sbin/init");
+        expect(bytes, &guest("init=/bin/none"), "init-missing", Fatal);
+    }
+}
+
+#[test]
+fn label_and_uuid_of_a_file_system_are_told() {
+    let report = clean(fixture!("root.ext4"), &guest(""));
+    assert_eq!(fact(&report, "label"), "fixture4");
+    assert_eq!(fact(&report, "uuid"), "00000000-0000-4000-8000-000000000001");
+}
+
+#[test]
+fn erofs_in_chunks_needs_a_newer_kernel() {
+    let (report, _) = crate::make::found(fixture!("root-chunks.erofs"), &guest(""), "erofs-newer-features");
+    assert_eq!(fact(&report, "init"), "/sbin/init");
+}
+
+#[test]
+fn file_system_that_is_not_read_here_is_not_called_clean() {
+    expect(fixture!("root-lzo.squashfs"), &guest(""), "cannot-look-inside", Warning);
+    let mut xfs = vec![0; 70_000];
+    xfs[..4].copy_from_slice(b"XFSB");
+    expect(&xfs, &guest(""), "cannot-look-inside", Warning);
+}
+
+/// The ext2 of the fixtures, with some bytes of its superblock changed.
+fn ext2(at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut image = fixture!("root.ext2").to_vec();
+    image[1024 + at..1024 + at + bytes.len()].copy_from_slice(bytes);
+    image
+}
+
+#[test]
+fn superblock_tells_of_mounts_that_will_fail() {
+    expect(&ext2(58, &[3, 0]), &guest(""), "ext4-errors", Warning);
+    expect(&ext2(96, &[6]), &guest(""), "ext4-dirty-journal", Warning);
+    expect(&ext2(99, &[0x10]), &guest(""), "ext4-unsupported-features", Fatal);
+    expect(&ext2(102, &[1]), &guest(""), "ext4-read-only-features", Warning);
+    expect(&ext2(4, &[0, 0, 1, 0]), &guest(""), "filesystem-larger-than-image", Fatal);
+    let ext4 = fixture!("root.ext4");
+    expect(&ext4[..40_000], &guest(""), "filesystem-larger-than-image", Fatal);
+    let mut damaged = ext4.to_vec();
+    damaged[1024 + 120] ^= 1;
+    expect(&damaged, &guest(""), "ext4-superblock-checksum", Fatal);
+    expect(&fixture!("root-xz.squashfs")[..300], &guest(""), "filesystem-larger-than-image", Fatal);
+}
+
+#[test]
+fn init_whose_inode_is_damaged_is_told() {
+    // The mode of the program, wherever its inode is: a regular file of 0755.
+    let mut image = fixture!("root.ext2").to_vec();
+    let size = (fixture!("init-x86_64").len() as u32).to_le_bytes();
+    let at = image.windows(8).position(|window| window[..2] == [0xed, 0x81] && window[4..8] == size).unwrap();
+    image[at] = 0xa4;
+    expect(&image, &guest(""), "init-not-executable", Fatal);
+}
+
+#[test]
+fn layer_of_a_container_is_looked_into_and_is_no_disk() {
+    for bytes in [fixture!("layer.tar"), fixture!("layer.tar.gz")] {
+        let (report, finding) = crate::make::found(bytes, &guest(""), "tar-is-no-disk");
+        assert_eq!((fact(&report, "init"), finding.severity), ("/sbin/init".into(), Warning));
+    }
+    let without = fixture!("layer.tar").to_vec();
+    // The names of the program and of the shell, in all headers with their sums.
+    let without = renamed(without, b"./sbin/init", b"./sbin/inix");
+    let without = renamed(without, b"./bin/sh", b"./bin/sx");
+    let finding = expect(&without, &guest(""), "init-missing", Fatal);
+    assert!(finding.why.to_string().contains("container"), "{finding:?}");
+    expect(&fixture!("layer.tar")[..2000], &guest(""), "tar-truncated", Fatal);
+}
+
+/// Changes the name of an entry, and the sum of its header.
+fn renamed(mut tar: Vec<u8>, from: &[u8], to: &[u8]) -> Vec<u8> {
+    let at = (0..tar.len()).step_by(512).find(|at| tar[*at..].starts_with(from)).unwrap();
+    tar[at..at + to.len()].copy_from_slice(to);
+    tar[at + 148..at + 156].fill(b' ');
+    let sum: u32 = tar[at..at + 512].iter().map(|byte| u32::from(*byte)).sum();
+    tar[at + 148..at + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    tar
+}

@@ -1,0 +1,158 @@
+//! Archives as the kernel unpacks them.
+
+use crate::make::{Cpio, EXIT, X86_64, clean, expect, fact, fixture, found, guest, program};
+use forensics::inspect::{Architecture, Guest, image};
+use wire::report::Severity::{Fatal, Warning};
+
+fn init() -> Vec<u8> {
+    program(X86_64, EXIT)
+}
+
+#[test]
+fn initramfs_in_every_compression_has_its_init() {
+    let all = [
+        ("initramfs (cpio)", fixture!("initramfs.cpio")),
+        ("initramfs (cpio)", fixture!("initramfs-crc.cpio")),
+        ("initramfs (gzip-compressed cpio)", fixture!("initramfs.cpio.gz")),
+        ("initramfs (xz-compressed cpio)", fixture!("initramfs.cpio.xz")),
+        ("initramfs (lzma-compressed cpio)", fixture!("initramfs.cpio.lzma")),
+        ("initramfs (zstd-compressed cpio)", fixture!("initramfs.cpio.zst")),
+        ("initramfs (lz4-compressed cpio)", fixture!("initramfs.cpio.lz4")),
+        ("initramfs (bzip2-compressed cpio)", fixture!("initramfs.cpio.bz2")),
+    ];
+    for (format, bytes) in all {
+        let report = clean(bytes, &guest(""));
+        assert_eq!(fact(&report, "format"), format);
+        assert_eq!(fact(&report, "init"), "/init, which is /sbin/init");
+        assert_eq!(fact(&report, "entries"), "9", "{format}");
+    }
+}
+
+#[test]
+fn parts_are_read_one_after_the_other_as_the_kernel_does() {
+    let microcode = Cpio::default().folder("kernel").file("kernel/microcode.bin", &[7; 1000]).end();
+    let mut both = microcode.clone();
+    both.resize(both.len().next_multiple_of(512), 0);
+    both.extend_from_slice(fixture!("initramfs.cpio.zst"));
+    let report = clean(&both, &guest(""));
+    assert_eq!(fact(&report, "format"), "initramfs (cpio, then zstd-compressed cpio)");
+    assert_eq!(fact(&report, "init"), "/init, which is /sbin/init");
+    expect(&microcode, &guest(""), "init-missing", Fatal);
+    expect(&microcode, &guest("root=/dev/vda"), "initramfs-without-init", Warning);
+    let mut junk = fixture!("initramfs.cpio.gz").to_vec();
+    junk.extend_from_slice(b"something else");
+    expect(&junk, &guest(""), "initramfs-junk", Fatal);
+}
+
+#[test]
+fn archive_that_was_cut_says_which_file_lost_its_end() {
+    let whole = Cpio::default().folder("lib").file("lib/libc.so", &[0x55; 5000]).file("init", &init()).end();
+    clean(&whole, &guest(""));
+    let finding = expect(&whole[..4000], &guest(""), "cpio-truncated", Fatal);
+    assert!(finding.what.to_string().contains("lib/libc.so"), "{finding:?}");
+    let end = whole.len() - 124;
+    expect(&whole[..end], &guest(""), "cpio-no-trailer", Warning);
+    expect(&whole[..end - init().len() - 40], &guest(""), "cpio-truncated", Fatal);
+}
+
+#[test]
+fn stream_that_was_cut_or_damaged_is_told() {
+    for bytes in [
+        fixture!("initramfs.cpio.gz"),
+        fixture!("initramfs.cpio.xz"),
+        fixture!("initramfs.cpio.zst"),
+        fixture!("initramfs.cpio.lz4"),
+        fixture!("initramfs.cpio.bz2"),
+        fixture!("initramfs.cpio.lzma"),
+    ] {
+        let (report, _) = found(&bytes[..bytes.len() * 2 / 3], &guest(""), "initramfs-stream-broken");
+        assert_eq!(report.worst(), Some(Fatal), "{report:#?}");
+    }
+}
+
+#[test]
+fn variants_that_the_kernel_does_not_unpack_are_told() {
+    expect(fixture!("initramfs-crc64.cpio.xz"), &guest(""), "xz-check-not-crc32", Fatal);
+    expect(fixture!("initramfs-frame.cpio.lz4"), &guest(""), "lz4-frame-not-legacy", Fatal);
+    expect(fixture!("initramfs-odc.cpio"), &guest(""), "cpio-odc", Fatal);
+    let mut crc = fixture!("initramfs-crc.cpio").to_vec();
+    let at = crc.windows(7).position(|window| window == b"fixture").unwrap();
+    crc[at] ^= 1;
+    expect(&crc, &guest(""), "cpio-checksum", Fatal);
+}
+
+#[test]
+fn file_whose_folder_comes_later_is_not_unpacked() {
+    let archive = Cpio::default().file("sbin/start", &init()).folder("sbin").end();
+    expect(&archive, &guest("rdinit=/sbin/start"), "cpio-parent-missing", Fatal);
+    let archive = Cpio::default().folder("sbin").file("sbin/start", &init()).end();
+    clean(&archive, &guest("rdinit=/sbin/start"));
+}
+
+#[test]
+fn init_is_followed_through_links_inside_the_image() {
+    let base = || Cpio::default().folder("sbin").file("sbin/real", &init());
+    clean(&base().link("init", "/sbin/real").end(), &guest(""));
+    clean(&base().link("init", "sbin/../sbin/./real").end(), &guest(""));
+    let finding = expect(&base().link("init", "/usr/sbin/init").end(), &guest(""), "init-dangling", Fatal);
+    assert_eq!(finding.evidence.get()[0].to_string(), "/init -> /usr/sbin/init");
+    expect(&base().link("init", "other").link("other", "init").end(), &guest(""), "init-link-loop", Fatal);
+    expect(&base().end(), &guest(""), "init-missing", Fatal);
+    expect(&base().folder("init").end(), &guest(""), "init-not-a-file", Fatal);
+    expect(&base().entry("init", 0o100_644, &init()).end(), &guest(""), "init-not-executable", Fatal);
+}
+
+#[test]
+fn hard_link_has_the_bytes_of_its_other_name() {
+    // cpio writes the body with the last name of a file that has several.
+    let body = init();
+    let mut archive = Cpio::default();
+    for (name, body) in [("init", &[][..]), ("busybox", &body[..])] {
+        archive = archive.file(name, body);
+    }
+    let mut bytes = archive.end();
+    let links = bytes.windows(6).enumerate().filter(|(_, window)| *window == b"070701").map(|(at, _)| at);
+    for at in links.collect::<Vec<_>>().into_iter().take(2) {
+        bytes[at + 6 + 32..at + 6 + 40].copy_from_slice(b"00000002");
+    }
+    clean(&bytes, &guest(""));
+}
+
+#[test]
+fn memory_that_is_too_small_is_told() {
+    let archive = Cpio::default().file("init", &init()).file("large", &vec![1; 3 << 20]).end();
+    let with = |memory: u64, cmdline: &str| Guest {
+        architecture: Architecture::X86_64,
+        cmdline: cmdline.into(),
+        memory_bytes: Some(memory),
+    };
+    clean(&archive, &with(512 << 20, ""));
+    expect(&archive, &with(50 << 20, "root=/dev/vda"), "initramfs-exceeds-memory", Fatal);
+    expect(&archive, &with(64 << 20, "root=/dev/vda"), "initramfs-nearly-exceeds-memory", Warning);
+}
+
+#[test]
+fn modules_tell_whether_the_disk_is_found() {
+    let base = |built_in: &str| {
+        let folders =
+            ["lib", "lib/modules", "lib/modules/6.1", "lib/modules/6.1/kernel", "lib/modules/6.1/kernel/drivers"];
+        let archive = folders.iter().fold(Cpio::default(), |archive, folder| archive.folder(folder));
+        archive
+            .folder("lib/modules/6.1/kernel/drivers/virtio")
+            .file("lib/modules/6.1/modules.builtin", built_in.as_bytes())
+    };
+    let init = |archive: Cpio| archive.file("init", &init()).end();
+    expect(&init(base("kernel/fs/ext4/ext4.ko\n")), &guest(""), "virtio-mmio-not-here", Warning);
+    let module = base("kernel/fs/ext4/ext4.ko\n").file("lib/modules/6.1/kernel/drivers/virtio/virtio_mmio.ko.xz", b"x");
+    let report = clean(&init(module), &guest(""));
+    let drivers = fact(&report, "drivers");
+    assert!(drivers.contains("virtio_mmio module") && drivers.contains("ext4 built in"), "{drivers}");
+}
+
+#[test]
+fn image_that_is_nothing_known_is_not_called_clean() {
+    expect(b"what is this", &guest(""), "not-recognised", Warning);
+    expect(&[0; 4096], &guest(""), "not-recognised", Warning);
+    expect(b"", &guest(""), "image-empty", Fatal);
+    assert_eq!(image(&fixture!("zeros.xz"), &guest("")).worst(), Some(Fatal));
+}
