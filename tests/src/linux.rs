@@ -38,6 +38,7 @@ pub struct Guest {
     disks: Vec<String>,
     flags: Vec<&'static str>,
     compressed: bool,
+    initrd: Option<PathBuf>,
     ordinary_user: bool,
 }
 
@@ -55,6 +56,7 @@ impl Guest {
             disks: Vec::new(),
             flags: Vec::new(),
             compressed: false,
+            initrd: None,
             ordinary_user: false,
         }
     }
@@ -107,6 +109,36 @@ impl Guest {
         self
     }
 
+    /// Boots another initramfs than the test guest's.
+    #[must_use]
+    pub fn initrd(mut self, path: PathBuf) -> Self {
+        self.initrd = Some(path);
+        self
+    }
+
+    /// A copy of the test guest's initramfs in which the program of a file was overwritten with zeros from its entry on.
+    #[must_use]
+    pub fn damaged_initrd(&self, name: &str) -> PathBuf {
+        let mut archive = fs::read(folder("BULKHEAD_GUEST_DIR").join("initrd.cpio")).expect("the initramfs");
+        let named = [name.as_bytes(), b"\0"].concat();
+        let header = archive.windows(named.len()).position(|bytes| bytes == named).expect("the file's name");
+        // The name stands behind a header of 110 bytes, and the file behind it at the next multiple of 4 (cpio newc).
+        let file = (header + named.len()).next_multiple_of(4);
+        let number = |at: usize| u64::from_le_bytes(archive[file + at..file + at + 8].try_into().expect("8 bytes"));
+        assert!(archive[file..].starts_with(b"\x7fELF"), "{name} is no program");
+        // Where the segment with the entry is (ELF-64: e_entry, e_phoff; p_offset, p_vaddr, p_filesz).
+        let (entry, headers) = (number(24), number(32));
+        let offset = (0..16).map(|n| usize::try_from(headers + n * 56).expect("an offset")).find_map(|at| {
+            let (offset, address, bytes) = (number(at + 8), number(at + 16), number(at + 32));
+            (address..address + bytes).contains(&entry).then(|| entry - address + offset)
+        });
+        let page = file + usize::try_from(offset.expect("the entry's segment") & !0xfff).expect("an offset");
+        archive[page..page + 16 * 4096].fill(0);
+        let to = self.path("damaged.cpio");
+        fs::write(&to, archive).expect("a damaged initramfs");
+        to
+    }
+
     /// Runs the broker as an ordinary user whose only right is the group of /dev/kvm.
     #[must_use]
     pub fn as_ordinary_user(mut self) -> Self {
@@ -157,7 +189,8 @@ impl Guest {
         let files = folder("BULKHEAD_GUEST_DIR");
         let mut command = Command::new(folder("BULKHEAD_BIN_DIR").join("broker"));
         let kernel = if self.compressed { self.gzip(&files.join("vmlinuz")) } else { files.join("vmlinuz") };
-        command.args(["run", "--json", "-v", "-k"]).arg(kernel).arg("-i").arg(files.join("initrd.cpio"));
+        let initrd = self.initrd.unwrap_or_else(|| files.join("initrd.cpio"));
+        command.args(["run", "--json", "-v", "-k"]).arg(kernel).arg("-i").arg(initrd);
         command.args(["-c", &self.vcpus.to_string(), "-m", &self.memory_mib.to_string()]);
         command.args(["-p", &self.cmdline.join(" ")]);
         for disk in &self.disks {

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use tests::linux::{Guest, assert_jailed, sha256, typed};
+use tests::linux::{Guest, assert_jailed, folder, sha256, typed};
 use tests::outside::{await_gone, jailed};
 
 #[test]
@@ -224,6 +224,46 @@ fn undefined_instruction_in_init_ends_the_run_as_guest_panic_with_the_whole_cons
     assert_eq!(received, Some(ended.printed().len() as u64), "{ended}");
     let message = ended.report.get("message").and_then(serde_json::Value::as_str).unwrap_or_default();
     assert!(message.contains("exitcode=0x00000004"), "{message}");
+    let explained = ended.report.pointer("/explanation/0/id").and_then(serde_json::Value::as_str);
+    assert_eq!(explained, Some(UNDEFINED), "{ended}");
+}
+
+tests::on_aarch64! {
+    /// The wait status of an init that ran into zeros, which are `udf #0`, and what is said of it.
+    const ZEROS: (&str, &str) = ("0x00000004", "init-illegal-instruction");
+    /// What is said of an undefined instruction, whose bytes an arm64 kernel does not print.
+    const UNDEFINED: &str = "init-illegal-instruction";
+}
+tests::on_x86_64! {
+    /// The wait status of an init that ran into zeros, which write to where rax points, and what is said of it.
+    const ZEROS: (&str, &str) = ("0x0000000b", "init-segfault");
+    /// What is said of an undefined instruction, whose bytes the kernel prints.
+    const UNDEFINED: &str = "init-undefined-instruction";
+}
+
+/// The case from which this project comes: a busybox that was overwritten, and a kernel that says a number.
+#[test]
+#[ignore = "needs a /dev/kvm that runs Linux: run by `cargo xtask test`"]
+fn initramfs_with_a_damaged_busybox_is_predicted_and_its_end_explained() {
+    let guest = Guest::new().flag("--debug");
+    let image = guest.damaged_initrd("bin/busybox");
+    let predicted = Command::new(folder("BULKHEAD_BIN_DIR").join("broker"))
+        .args(["inspect", "--json"])
+        .arg(&image)
+        .output()
+        .expect("broker inspect");
+    let said = String::from_utf8_lossy(&predicted.stdout);
+    assert_eq!(predicted.status.code(), Some(2), "{said}");
+    assert!(said.contains(r#""id":"code-destroyed-at-entry""#), "{said}");
+    let ended = guest.initrd(image).boot().end();
+    ended.expect(12, "guest-panic");
+    let (status, finding) = ZEROS;
+    let panic = format!("Kernel panic - not syncing: Attempted to kill init! exitcode={status}");
+    assert!(ended.printed().contains(&panic), "{ended}");
+    let first = ended.report.pointer("/explanation/0").unwrap_or_else(|| panic!("no explanation; {ended}"));
+    assert_eq!(first.get("id").and_then(serde_json::Value::as_str), Some(finding), "{ended}");
+    let remedy = first.get("remedy").and_then(serde_json::Value::as_str).unwrap_or_default();
+    assert!(remedy.contains("broker inspect"), "{remedy}");
 }
 
 #[test]
