@@ -32,11 +32,13 @@ impl Frame {
 
     /// The layer that it is in.
     pub(crate) fn layer(&self) -> Option<&'static str> {
+        // The padding before a function, in which a return address can lie.
+        let name = self.function.strip_prefix("__pfx_").unwrap_or(&self.function);
         let layer = LAYERS.iter().find(|(_, functions)| {
             functions.iter().any(|known| match known.strip_suffix('*') {
-                Some(start) => self.function.starts_with(start),
+                Some(start) => name.starts_with(start),
                 // The compiler splits functions into parts with endings of their own.
-                None => self.function.split('.').next() == Some(known),
+                None => name.split('.').next() == Some(known),
             })
         });
         layer.map(|(name, _)| *name)
@@ -105,7 +107,10 @@ impl Trace {
         self.frames.iter().find(|frame| {
             let layer = frame.layer();
             !frame.uncertain
-                && !matches!(layer, Some(REPORT | "panic" | "oops" | "lockup detector" | "scheduler" | "locks"))
+                && !matches!(
+                    layer,
+                    Some(REPORT | "panic" | "oops" | "lockup detector" | "interrupts" | "scheduler" | "locks")
+                )
                 && layer.is_none_or(|layer| !layer.starts_with(TRAP))
         })
     }
