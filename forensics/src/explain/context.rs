@@ -5,7 +5,7 @@ use super::decode::instruction::Instruction;
 use super::lines::{Line, Speaker};
 use super::names::Names;
 use super::pattern::Pattern;
-use super::trace::{Trace, symbol};
+use super::trace::{Trace, module, symbol};
 use std::sync::OnceLock;
 
 /// The most faults, traces and places that are kept of one log; later ones are left out.
@@ -176,8 +176,7 @@ impl Context {
             Event::Place => {
                 let place = value("place").unwrap_or_default();
                 if let Some((function, _)) = symbol(place) {
-                    let module = text.split_once('[').and_then(|(_, rest)| rest.split([']', ' ']).next());
-                    keep(&mut self.functions, (line.number, function.to_owned(), module.map(str::to_owned)));
+                    keep(&mut self.functions, (line.number, function.to_owned(), module(text).map(str::to_owned)));
                 } else if let Ok(ip) = u64::from_str_radix(place.trim_start_matches("0x"), 16)
                     && let Some(fault) = self.faults.last_mut()
                     && line.number.saturating_sub(fault.line) < MAX_REGISTERS
