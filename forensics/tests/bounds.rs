@@ -28,6 +28,7 @@ fn time_grows_with_the_length_of_a_log_and_no_faster() {
         .flat_map(|entry| entry.patterns)
         .map(|pattern| format!("[    1.000000] {}\n", pattern.trim_start_matches('*').split('{').next().unwrap()))
         .collect();
+    let modules = format!("[    1.000000] Call Trace:\n[    1.000000]  f+0x1/0x2 [{}]\n", "m".repeat(3000));
     let pieces = [
         ("samples of all entries", samples.as_str()),
         ("beginnings of all patterns", begun.as_str()),
@@ -39,6 +40,7 @@ fn time_grows_with_the_length_of_a_log_and_no_faster() {
         ("quotes", "VFS: Cannot open root device \""),
         ("faults", "[    1.000000] a[1]: segfault at 10 ip 00 sp 00 error 4 in x\n"),
         ("frames", "[    1.000000] Call Trace:\n[    1.000000]  f+0x1/0x2 [m]\n"),
+        ("modules with long names", modules.as_str()),
         ("one line", "x"),
     ];
     let (short, long) = (256 << 10, 2 << 20);

@@ -98,6 +98,32 @@ fn every_broken_boot_has_its_cause_first_and_healthy_ones_have_none() {
     );
 }
 
+#[test]
+fn path_from_the_trap_to_the_panic_is_named_for_every_killed_init() {
+    let mut killed = 0;
+    for log in manifest() {
+        let text = fs::read(folder().join(&log.file)).unwrap();
+        if !String::from_utf8_lossy(&text).contains("Attempted to kill init!")
+            || log.first.as_deref() == Some("kernel-oops")
+        {
+            continue;
+        }
+        let report = console(&text, &HostEvidence::default());
+        let path = report.facts.iter().find(|fact| fact.name.as_str() == "trace-path");
+        let path = path.unwrap_or_else(|| panic!("{} has no path", log.file)).value.to_string();
+        // 5.10 on arm64 ends its traces where it returns to user mode.
+        let entry = path.contains("trap entry")
+            || log.file.starts_with("arm64-5.10") && path.starts_with("work_pending (")
+            || log.first.as_deref() == Some("init-library-missing");
+        assert!(entry, "{}: {path}", log.file);
+        for part in ["do_exit", "(exit path)", "panic (panic)"] {
+            assert!(path.contains(part), "{}: no {part} in {path}", log.file);
+        }
+        killed += 1;
+    }
+    assert!(killed > 40, "{killed}");
+}
+
 /// Every kernel line of a log with another beginning, `[    1.234567] ` replaced.
 fn with_times(log: &[u8], replaced: impl Fn(&str) -> String) -> Vec<u8> {
     let text = String::from_utf8_lossy(log);

@@ -5,6 +5,7 @@ mod bench;
 mod boot;
 mod breakages;
 mod cases;
+mod library;
 mod module;
 mod programs;
 mod root;
@@ -19,6 +20,7 @@ use boot::Boot;
 use cases::{CASES, Case, name_of};
 use clap::Args;
 use std::fmt::Write;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -64,6 +66,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<Totals> {
     packages::install(packages::IMAGE_TOOLS)?;
     packages::install(packages::LAB_TOOLS)?;
     packages::install(packages::ARM_LAB_TOOLS)?;
+    packages::install(packages::COMPILERS)?;
     let wanted = |name: &str| {
         (arguments.filters.is_empty() || arguments.filters.iter().any(|filter| name.contains(filter.as_str())))
             && !(arguments.missing && folder().join(name).exists())
@@ -107,8 +110,29 @@ pub(crate) fn main(arguments: &Arguments) -> Result<Totals> {
             });
         }
     });
+    remove_others()?;
     paths::write_atomically(&folder().join("expected.toml"), manifest()?.as_bytes())?;
     Ok(totals)
+}
+
+/// Removes the logs that no case makes any more.
+fn remove_others() -> Result<()> {
+    let on_any = |name: &str| {
+        [Architecture::X86_64, Architecture::Aarch64].into_iter().any(|architecture| {
+            SERIES.iter().any(|(series, _)| {
+                let made =
+                    |case: &&Case| case.runs_on(architecture, series) && log_name(case, architecture, series) == name;
+                CASES.iter().any(|case| made(&case))
+            })
+        })
+    };
+    for entry in fs::read_dir(folder()).context("cannot list the corpus")?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".log") && !on_any(&name) {
+            fs::remove_file(entry.path()).with_context(|| format!("cannot remove {name}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn log_name(case: &Case, architecture: Architecture, series: &str) -> String {

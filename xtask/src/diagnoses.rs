@@ -95,6 +95,16 @@ mod tests {
     }
 
     #[test]
+    fn example_of_the_page_matches_its_sample() {
+        let page = fs::read_to_string(paths::repository().join("docs/DIAGNOSES.md")).unwrap();
+        let pattern = page.split("\npatterns = [\"").nth(1).unwrap().split("\"]").next().unwrap();
+        let sample = page.split("\nsample = \"\"\"\n").nth(1).unwrap().lines().next().unwrap();
+        let pattern = forensics::explain::pattern::Pattern::parse(pattern).unwrap();
+        let filled = pattern.matches(sample.split_once("] ").unwrap().1).unwrap();
+        assert_eq!(filled.iter().map(|hole| hole.text).collect::<Vec<_>>(), ["vda", "7", "-5"]);
+    }
+
+    #[test]
     fn conditions_are_told_in_words() {
         assert_eq!(condition(&("end", &["panic", ""])), "`end` is `panic` or unknown");
         assert_eq!(condition(&("end", &["!panic", "!halt"])), "`end` is not `panic` and not `halt`");

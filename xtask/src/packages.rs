@@ -27,6 +27,9 @@ pub(crate) const IMAGE_TOOLS: &[Tool] =
     &[tool("mke2fs", "e2fsprogs"), tool("modinfo", "kmod"), tool("xz", "xz-utils"), tool("setpriv", "util-linux")];
 /// What the x86_64 lab runs on.
 pub(crate) const LAB_TOOLS: &[Tool] = &[tool("qemu-system-x86_64", "qemu-system-x86")];
+/// What small programs of both architectures are linked with.
+pub(crate) const COMPILERS: &[Tool] =
+    &[tool("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"), tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")];
 /// What libFuzzer is built with.
 pub(crate) const FUZZ_TOOLS: &[Tool] = &[tool("c++", "g++")];
 

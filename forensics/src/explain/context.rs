@@ -5,13 +5,15 @@ use super::decode::instruction::Instruction;
 use super::lines::{Line, Speaker};
 use super::names::Names;
 use super::pattern::Pattern;
-use super::trace::{Trace, symbol};
+use super::trace::{Trace, module, symbol};
 use std::sync::OnceLock;
 
 /// The most faults, traces and places that are kept of one log; later ones are left out.
 const MAX_KEPT: usize = 64;
 /// How many lines after a failure its registers and its trace may begin.
 const MAX_DISTANCE: usize = 100;
+/// How many lines after a fault its program counter may stand.
+const MAX_REGISTERS: usize = 8;
 
 /// A fault of a program, as the kernel tells of it.
 #[derive(Debug, Clone, Default)]
@@ -93,6 +95,10 @@ const EVENTS: &[(&str, Event)] = &[
     ("traps: {program:word}[{pid:int}] {exception:any} ip:{ip:hex} ", Event::Fault),
     ("*[{pid:int}]: segfault at {address:hex} ip {ip:hex} sp {sp:hex} error {bits:hex} in {object:word}", Event::Fault),
     ("*[{pid:int}]: segfault at {address:hex} ip {ip:hex} sp {sp:hex} error {bits:hex}", Event::Fault),
+    (
+        "*[{pid:int}]: unhandled exception: {exception:any}, ESR {syndrome:hex}, {state:any} in {object:word}",
+        Event::Fault,
+    ),
     ("*[{pid:int}]: unhandled exception: {exception:any}, ESR {syndrome:hex}", Event::Fault),
     ("*[{pid:int}]: unhandled exception: {exception:any} in {object:word}", Event::Fault),
     ("*[{pid:int}]: undefined instruction: pc={ip:hex}", Event::Fault),
@@ -168,9 +174,15 @@ impl Context {
                 }
             }
             Event::Place => {
-                if let Some((function, _)) = value("place").and_then(symbol) {
-                    let module = text.split_once('[').and_then(|(_, rest)| rest.split([']', ' ']).next());
-                    keep(&mut self.functions, (line.number, function.to_owned(), module.map(str::to_owned)));
+                let place = value("place").unwrap_or_default();
+                if let Some((function, _)) = symbol(place) {
+                    keep(&mut self.functions, (line.number, function.to_owned(), module(text).map(str::to_owned)));
+                } else if let Ok(ip) = u64::from_str_radix(place.trim_start_matches("0x"), 16)
+                    && let Some(fault) = self.faults.last_mut()
+                    && line.number.saturating_sub(fault.line) < MAX_REGISTERS
+                {
+                    // arm64 tells of the fault first and of the registers below it.
+                    fault.names.bind("fault-ip", format!("{ip:#x}"));
                 }
             }
             Event::Trace => {

@@ -4,6 +4,8 @@ use super::knowledge::LAYERS;
 
 /// The most frames of a trace that are kept.
 pub(crate) const MAX_FRAMES: usize = 64;
+/// The longest name of a module in bytes (MODULE_NAME_LEN).
+const MAX_MODULE_BYTES: usize = 64;
 /// The layer of the frames that only print the trace.
 const REPORT: &str = "report";
 /// How layers begin by which the kernel is entered.
@@ -26,17 +28,19 @@ impl Frame {
         let text = text.trim();
         let (uncertain, text) = text.strip_prefix("? ").map_or((false, text), |rest| (true, rest));
         let (function, rest) = symbol(text)?;
-        let module = rest.split_once('[').and_then(|(_, rest)| rest.split([']', ' ']).next());
+        let module = module(rest);
         Some(Self { function: function.to_owned(), module: module.map(str::to_owned), uncertain })
     }
 
     /// The layer that it is in.
     pub(crate) fn layer(&self) -> Option<&'static str> {
+        // The padding before a function, in which a return address can lie.
+        let name = self.function.strip_prefix("__pfx_").unwrap_or(&self.function);
         let layer = LAYERS.iter().find(|(_, functions)| {
             functions.iter().any(|known| match known.strip_suffix('*') {
-                Some(start) => self.function.starts_with(start),
+                Some(start) => name.starts_with(start),
                 // The compiler splits functions into parts with endings of their own.
-                None => self.function.split('.').next() == Some(known),
+                None => name.split('.').next() == Some(known),
             })
         });
         layer.map(|(name, _)| *name)
@@ -48,6 +52,12 @@ impl Frame {
         let module = self.module.as_ref().map(|module| format!(" of the module {module}"));
         format!("{}{}{}", self.function, module.unwrap_or_default(), layer.unwrap_or_default())
     }
+}
+
+/// The module in what follows a function: `[module]`, or with the hash of its build, `[module 0123abcd]`.
+pub(crate) fn module(text: &str) -> Option<&str> {
+    let name = text.split_once('[')?.1.split([']', ' ']).next()?;
+    (!name.is_empty() && name.len() <= MAX_MODULE_BYTES).then_some(name)
 }
 
 /// `function+0x12/0x34` and what follows it.
@@ -105,7 +115,10 @@ impl Trace {
         self.frames.iter().find(|frame| {
             let layer = frame.layer();
             !frame.uncertain
-                && !matches!(layer, Some(REPORT | "panic" | "oops" | "lockup detector" | "scheduler" | "locks"))
+                && !matches!(
+                    layer,
+                    Some(REPORT | "panic" | "oops" | "lockup detector" | "interrupts" | "scheduler" | "locks")
+                )
                 && layer.is_none_or(|layer| !layer.starts_with(TRAP))
         })
     }
