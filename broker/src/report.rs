@@ -68,6 +68,7 @@ pub(crate) fn failure(end: &End, style: Style, duration: Duration) {
             "reason": end.reason.name(), "exit_code": end.reason.code(), "message": end.message,
             "duration_ms": millis(duration), "first_console_byte_ms": null,
             "console": { "received_bytes": 0, "dropped": [] }, "processes": [],
+            "preflight": [], "explanation": [],
         });
         print_json(&value, false);
     }
