@@ -202,7 +202,7 @@ fn evidence_of(seen: HostSeen, architecture: Option<Architecture>) -> HostEviden
         console_bytes,
         disks_ready: disks.iter().map(DiskSeen::was_driven).collect(),
         exits,
-        program_counters: started.filter_map(|vcpu| vcpu.program_counter).collect(),
+        program_counters: started.flat_map(|vcpu| [vcpu.earlier_counter, vcpu.program_counter]).flatten().collect(),
     }
 }
 
@@ -289,6 +289,7 @@ mod tests {
             vcpu,
             started,
             exits: Exits { port_writes, mmio_reads: 1, ..Exits::default() },
+            earlier_counter: (vcpu > 0).then_some(9),
             program_counter: Some(u64::from(vcpu)),
         };
         let disks = vec![DiskSeen { status: 15, refusals: 0 }, DiskSeen { status: 11, refusals: 9 }];
@@ -296,7 +297,7 @@ mod tests {
         let seen = HostSeen { reason: None, console_bytes: Some(7), machine: Some(machine) };
         let evidence = evidence_of(seen, Some(Architecture::X86_64));
         assert_eq!((evidence.exits, evidence.console_bytes), (Some(10), Some(7)));
-        assert_eq!((evidence.disks_ready, evidence.program_counters), (vec![true, false], vec![0, 2]));
+        assert_eq!((evidence.disks_ready, evidence.program_counters), (vec![true, false], vec![0, 9, 2]));
         assert_eq!(evidence_of(HostSeen::default(), None), HostEvidence::default());
     }
 

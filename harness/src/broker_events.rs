@@ -87,8 +87,13 @@ fn honest(child: Child, input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
             packet(&FromVmm::Registers { vcpu: input.arbitrary()?, lines })
         }
         (Child::Vmm, 4) if input.ratio(1_u8, 2_u8)? => {
-            let vcpu =
-                VcpuSeen { vcpu: input.arbitrary()?, started: true, exits: Default::default(), program_counter: None };
+            let vcpu = VcpuSeen {
+                vcpu: input.arbitrary()?,
+                started: true,
+                exits: Default::default(),
+                earlier_counter: None,
+                program_counter: None,
+            };
             let vcpus = vec![vcpu; usize::from(input.arbitrary::<u8>()? % 40)];
             packet(&FromVmm::Seen(MachineSeen { vcpus, disks: Vec::new() }))
         }

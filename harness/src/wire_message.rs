@@ -87,6 +87,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             vcpu: 0,
             started: true,
             exits: Exits { port_writes: 7, ..Exits::default() },
+            earlier_counter: None,
             program_counter: Some(0x10_0000),
         }],
         disks: vec![DiskSeen { status: 15, refusals: 0 }],

@@ -104,7 +104,12 @@ impl Inspectors {
         let is_possible = self.times <= TIMES
             && machine.vcpus.len() <= usize::from(wire::VcpuCount::MAX)
             && machine.disks.len() <= usize::from(wire::DiskCount::MAX);
-        self.machine = Some(machine).filter(|_| is_possible);
+        if is_possible {
+            // What it told when it was asked stands where its threads have nothing to add.
+            let before = self.machine.take().unwrap_or_default();
+            let vcpus = if machine.vcpus.is_empty() { before.vcpus } else { machine.vcpus };
+            self.machine = Some(MachineSeen { vcpus, disks: machine.disks });
+        }
         is_possible
     }
 }

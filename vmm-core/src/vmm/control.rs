@@ -23,6 +23,8 @@ use wire::{Channel, ChannelError, Text};
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LAST_LOOK: Duration = Duration::from_secs(60);
+/// The time between two looks at where the vCPUs are.
+const PAUSE: u16 = 20;
 /// How long the vCPU threads may take to stop: longer than a register read of serial.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -154,7 +156,7 @@ impl Control {
                     }
                     // What the threads leave at the end is told at the end.
                     ToVmm::Dump if self.parts.ending.is_over() => {}
-                    ToVmm::Dump => self.tell(channel, self.crew.dump())?,
+                    ToVmm::Dump => self.tell(channel, self.look_twice())?,
                     ToVmm::Run(_) => return Err(ControlError::OutOfTurn),
                 }
             }
@@ -210,6 +212,19 @@ impl Control {
         let reason = self.parts.ending.reason().unwrap_or(StopReason::PowerOff);
         channel.send(&FromVmm::Stopped(reason), &[])?;
         Ok(())
+    }
+
+    /// What there is to tell of the vCPUs, with where each was a moment before: whether it stands still.
+    fn look_twice(&self) -> Vec<Dump> {
+        let before: Vec<_> = self.crew.dump().into_iter().map(|dump| dump.seen).collect();
+        // There is nothing to wait for but time.
+        poll(&mut [], PAUSE).unwrap_or(0);
+        let mut dumps = self.crew.dump();
+        for Dump { seen, .. } in &mut dumps {
+            let earlier = before.iter().find(|before| before.vcpu == seen.vcpu);
+            seen.earlier_counter = earlier.and_then(|earlier| earlier.program_counter);
+        }
+        dumps
     }
 
     /// Tells the broker the registers of vCPUs, and what was seen of the guest.

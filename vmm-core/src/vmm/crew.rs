@@ -298,6 +298,7 @@ fn dump(vcpu: &mut Vcpu, shared: &Shared) -> Dump {
         vcpu: vcpu.index(),
         started: started || vcpu.exits().total() > 0,
         exits: vcpu.exits(),
+        earlier_counter: None,
         program_counter: vcpu.program_counter(),
     };
     Dump { seen, lines: shared.debug.then(|| vcpu.dump()) }
@@ -385,7 +386,8 @@ mod tests {
 
     #[test]
     fn meeting_keeps_what_stopped_threads_left() {
-        let seen = VcpuSeen { vcpu: 3, started: true, exits: Default::default(), program_counter: None };
+        let (earlier_counter, program_counter) = (None, None);
+        let seen = VcpuSeen { vcpu: 3, started: true, exits: Default::default(), earlier_counter, program_counter };
         let dumps = vec![Dump { seen, lines: None }];
         let mut board = Board { stopped: 1, arrived: 2, busy: 1, dumps: dumps.clone(), ..Board::default() };
         board.call_meeting(7, Purpose::Rest);

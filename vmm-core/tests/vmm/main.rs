@@ -91,7 +91,8 @@ fn registers_and_last_exits_are_told_when_asked_and_before_the_end() {
     let [first, second] = seen.vcpus[..] else { panic!("{seen:?}") };
     assert_eq!((first.vcpu, first.started, first.exits.port_writes, first.exits.total()), (0, true, 1, 1));
     // At the jump to itself, 12 bytes into the code.
-    assert_eq!(first.program_counter, Some(code::START + 12));
+    let stands = Some(code::START + 12);
+    assert_eq!((first.earlier_counter, first.program_counter), (stands, stands));
     assert_eq!((second.vcpu, second.started, second.exits.total()), (1, false, 0));
 
     // mov al, 0xfe; out 0x64, al

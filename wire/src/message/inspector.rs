@@ -118,6 +118,8 @@ pub struct VcpuSeen {
     pub started: bool,
     /// The exits that it made, by kind.
     pub exits: Exits,
+    /// Its program counter a moment before that, where it was asked twice: whether it stands still.
+    pub earlier_counter: Option<u64>,
     /// Its program counter at the end, where KVM tells it.
     pub program_counter: Option<u64>,
 }
