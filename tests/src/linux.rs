@@ -132,8 +132,8 @@ impl Guest {
             let (offset, address, bytes) = (number(at + 8), number(at + 16), number(at + 32));
             (address..address + bytes).contains(&entry).then(|| entry - address + offset)
         });
-        let page = file + usize::try_from(offset.expect("the entry's segment") & !0xfff).expect("an offset");
-        archive[page..page + 16 * 4096].fill(0);
+        let start = file + usize::try_from(offset.expect("the entry's segment")).expect("an offset");
+        archive[start..start + 16 * 4096].fill(0);
         let to = self.path("damaged.cpio");
         fs::write(&to, archive).expect("a damaged initramfs");
         to

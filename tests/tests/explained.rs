@@ -154,7 +154,7 @@ tests::on_x86_64! {
         // p_type LOAD, p_flags RX; p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align.
         bytes.extend([1_u32, 5].into_iter().flat_map(u32::to_le_bytes));
         bytes.extend([AT, START, START, length, length, AT].into_iter().flat_map(u64::to_le_bytes));
-        bytes.resize(AT as usize, 0);
+        bytes.resize(0x1000, 0);
         bytes.extend(code);
         let path = folder.join("mute.elf");
         fs::write(&path, bytes).unwrap();

@@ -68,14 +68,15 @@ impl Inspection {
 
     /// What it comes to.
     pub(crate) fn verdict(&self) -> Verdict {
-        let is_unknown = || self.findings.iter().any(|finding| finding.id.as_str() == UNRECOGNISED);
-        if self.cannot_tell.is_some() || (self.facts.is_empty() && self.findings.is_empty()) || is_unknown() {
+        if self.cannot_tell.is_some() || (self.facts.is_empty() && self.findings.is_empty()) {
             return Verdict::CannotTell;
         }
+        let unseen = self.findings.iter().any(|finding| UNSEEN.contains(&finding.id.as_str()));
         match self.findings.iter().map(|finding| finding.severity).max() {
+            Some(Severity::Fatal) => Verdict::WillNotBoot,
+            _ if unseen => Verdict::CannotTell,
             None | Some(Severity::Note) => Verdict::Clean,
             Some(Severity::Warning) => Verdict::Warnings,
-            Some(Severity::Fatal) => Verdict::WillNotBoot,
         }
     }
 
@@ -114,8 +115,9 @@ impl Inspection {
 
     /// Why it cannot tell, if it cannot.
     fn why_not(&self) -> Option<&str> {
-        let unknown = (self.verdict() == Verdict::CannotTell).then_some(UNKNOWN);
-        self.cannot_tell.as_deref().or(unknown)
+        let known = self.findings.iter().any(|finding| finding.id.as_str() != UNRECOGNISED);
+        let why = if known { PARTLY_SEEN } else { UNKNOWN };
+        self.cannot_tell.as_deref().or((self.verdict() == Verdict::CannotTell).then_some(why))
     }
 
     /// The findings.
@@ -124,10 +126,15 @@ impl Inspection {
     }
 }
 
-/// The finding that a thing is of no format that is known: whether it boots cannot be told then.
+/// The finding that a thing is of no format that is known.
 const UNRECOGNISED: &str = "not-recognised";
+/// Findings that something could not be looked at, so that whether it boots cannot be told.
+const UNSEEN: [&str; 6] =
+    [UNRECOGNISED, "cannot-look-inside", "cannot-read", "image-corrupt", "init-not-seen", "too-large-to-look-at"];
 /// What is said of a thing of which an inspector says nothing.
 const UNKNOWN: &str = "it is nothing that is known here";
+/// What is said of a thing of which a part stayed closed.
+const PARTLY_SEEN: &str = "a part of it could not be looked at: see the findings";
 
 /// A finding in lines: what, why, the evidence, the remedy, and how sure it is.
 pub(crate) fn finding_lines(finding: &Finding) -> Vec<String> {
@@ -197,6 +204,17 @@ mod tests {
         let unknown = Inspection { findings: vec![Finding { id, ..finding(Severity::Warning) }], ..of(&[]) };
         assert_eq!(unknown.verdict(), Verdict::CannotTell);
         assert_eq!(unknown.json()["message"], UNKNOWN);
+    }
+
+    #[test]
+    fn thing_that_was_seen_in_part_cannot_be_told_of_unless_that_part_is_fatal() {
+        let id = FindingId::try_from("cannot-look-inside").unwrap();
+        let unseen = Finding { id, ..finding(Severity::Warning) };
+        let mut inspection = of(&[Severity::Note]);
+        inspection.findings.push(unseen);
+        assert_eq!(inspection.verdict(), Verdict::CannotTell);
+        inspection.findings.push(finding(Severity::Fatal));
+        assert_eq!(inspection.verdict(), Verdict::WillNotBoot);
     }
 
     #[test]

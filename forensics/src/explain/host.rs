@@ -19,7 +19,7 @@ pub struct HostEvidence {
     pub disks_ready: Vec<bool>,
     /// How often the guest left to the vmm.
     pub exits: Option<u64>,
-    /// Instruction pointers of the virtual CPUs, as they were sampled.
+    /// Instruction pointers of the virtual CPUs that were started, of each one or two in the order of time.
     pub program_counters: Vec<u64>,
 }
 

@@ -99,12 +99,15 @@ pub(crate) fn walk(
     link_space: u64,
 ) -> Result<Walked, Trouble> {
     let mut walked = Walked::default();
+    let mut entries = 0_u64;
     loop {
         let head = cursor.peek(HEADER)?;
-        if head.is_empty() || head.iter().all(|byte| *byte == 0) {
+        // After each entry the kernel takes up whatever follows, with a trailer or without.
+        if head.first().is_none_or(|byte| *byte != b'0' && (entries > 0 || *byte == 0)) {
             walked.fault = Some(Fault::NoTrailer);
             return Ok(walked);
         }
+        entries = entries.saturating_add(1);
         let magic = head.get(..head.len().min(6)).unwrap_or_default();
         if head.len() < HEADER && (b"070701".starts_with(magic) || b"070702".starts_with(magic)) {
             walked.fault = Some(Fault::CutHeader);

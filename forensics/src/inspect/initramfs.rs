@@ -110,11 +110,15 @@ fn plain<'a>(
     archive.begin(bytes.clone(), false);
     let mut cursor = Cursor::new(&*bytes, 0);
     loop {
-        if let Some(fault) = archives(scene, &mut cursor, archive, totals)? {
-            totals.unpacked = totals.unpacked.saturating_add(cursor.position());
-            // Plain bytes may end without a trailer for all that the kernel minds.
-            findings::fault(scene, &fault, false, rest.len());
-            return Ok(None);
+        match archives(scene, &mut cursor, archive, totals)? {
+            // What follows is taken up all the same.
+            Some(Fault::NoTrailer) => findings::fault(scene, &Fault::NoTrailer, rest.len()),
+            Some(fault) => {
+                totals.unpacked = totals.unpacked.saturating_add(cursor.position());
+                findings::fault(scene, &fault, rest.len());
+                return Ok(None);
+            }
+            None => {}
         }
         let more = cursor.skip_zeros()?;
         if !more || cursor.peek(1)? != b"0" || cursor.position() & 3 != 0 {
@@ -159,13 +163,13 @@ fn packed<'a>(
         (Some(End::Whole { packed, unpacked }), Ok(fault)) => {
             totals.unpacked = totals.unpacked.saturating_add(*unpacked);
             if let Some(fault) = &fault {
-                findings::fault(scene, fault, true, *unpacked);
+                findings::fault(scene, fault, *unpacked);
             }
-            Ok(fault.is_none().then_some(*packed))
+            Ok(matches!(fault, None | Some(Fault::NoTrailer)).then_some(*packed))
         }
         (None, Ok(fault)) => {
             if let Some(fault) = &fault {
-                findings::fault(scene, fault, true, 0);
+                findings::fault(scene, fault, 0);
             }
             Ok(None)
         }
@@ -180,12 +184,17 @@ fn packed_archives(
     totals: &mut Totals,
 ) -> Result<Option<Fault>, Trouble> {
     let mut cursor = Cursor::new(bytes, 0);
+    let mut trailer = None;
     while cursor.skip_zeros()? {
         if let Some(fault) = archives(scene, &mut cursor, archive, totals)? {
+            if fault == Fault::NoTrailer {
+                trailer = Some(fault);
+                continue;
+            }
             // The rest still says whether the stream is whole.
             while !cursor.take(1 << 16)?.is_empty() {}
             return Ok(Some(fault));
         }
     }
-    Ok(None)
+    Ok(trailer)
 }

@@ -11,7 +11,7 @@ use wire::report::Confidence::{Certain, Likely, Possible};
 const KERNEL_BYTES: u64 = 48 << 20;
 
 /// A cpio that ends wrong.
-pub(super) fn fault(scene: &mut Scene<'_>, fault: &Fault, packed: bool, end: u64) {
+pub(super) fn fault(scene: &mut Scene<'_>, fault: &Fault, end: u64) {
     let at = format!("the bytes end at {end}");
     let again = "make or copy the archive anew, and compare checksums";
     match fault {
@@ -36,11 +36,7 @@ pub(super) fn fault(scene: &mut Scene<'_>, fault: &Fault, packed: bool, end: u64
         Fault::NoTrailer => {
             let words = Words {
                 what: &"the archive has no TRAILER!!! entry at its end",
-                why: &if packed {
-                    "it may have been cut; the kernel says `junk at the end of compressed archive`"
-                } else {
-                    "it may have been cut between two files"
-                },
+                why: &"the kernel does not mind, but it may have been cut between two files",
                 remedy: &again,
             };
             scene.warn("cpio-no-trailer", Certain, &words, &[at]);

@@ -45,6 +45,14 @@ fn parts_are_read_one_after_the_other_as_the_kernel_does() {
 }
 
 #[test]
+fn part_without_a_trailer_is_followed_by_the_next_one() {
+    let first = Cpio::default().folder("etc").0;
+    let (report, _) = found(&[&first, fixture!("initramfs.cpio.gz")].concat(), &guest(""), "cpio-no-trailer");
+    assert_eq!(fact(&report, "init"), "/init, which is /sbin/init");
+    assert_eq!(report.findings.len(), 1, "{report:#?}");
+}
+
+#[test]
 fn archive_that_was_cut_says_which_file_lost_its_end() {
     let whole = Cpio::default().folder("lib").file("lib/libc.so", &[0x55; 5000]).file("init", &init()).end();
     clean(&whole, &guest(""));

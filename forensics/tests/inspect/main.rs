@@ -9,6 +9,7 @@
 
 mod bounds;
 mod disks;
+mod documented;
 mod filesystems;
 mod initramfs;
 mod kernels;
