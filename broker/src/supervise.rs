@@ -300,7 +300,7 @@ impl Supervisor {
             Token::Listener(index, number) => self.on_listener(index, number),
             Token::Log(index) => self.on_log(index, now),
             Token::Exited(index) => self.on_exit(index, now),
-            Token::Inspectors => self.inspectors.turn(now),
+            Token::Inspectors => self.inspectors.turn(now, self.raw.is_some()),
         }
     }
 
@@ -408,7 +408,7 @@ impl Supervisor {
             self.cause(cause);
         }
         if self.inspectors.deadlines().any(|at| at <= now) {
-            self.inspectors.turn(now);
+            self.inspectors.turn(now, self.raw.is_some());
         }
         let used = || clock::cpu_time(&self.processes, self.confinement.cgroup());
         let is_full = || self.confinement.cgroup().is_some_and(Cgroup::has_used_its_memory_up);

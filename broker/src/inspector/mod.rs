@@ -9,7 +9,7 @@ mod log;
 mod result;
 mod session;
 
-pub(crate) use result::{Inspection, finding_lines};
+pub(crate) use result::{Inspection, finding_lines, is_unrecognised};
 pub(crate) use session::Session;
 
 use crate::cores;

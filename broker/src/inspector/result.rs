@@ -115,7 +115,7 @@ impl Inspection {
 
     /// Why it cannot tell, if it cannot.
     fn why_not(&self) -> Option<&str> {
-        let known = self.findings.iter().any(|finding| finding.id.as_str() != UNRECOGNISED);
+        let known = self.findings.iter().any(|finding| !is_unrecognised(finding));
         let why = if known { PARTLY_SEEN } else { UNKNOWN };
         self.cannot_tell.as_deref().or((self.verdict() == Verdict::CannotTell).then_some(why))
     }
@@ -135,6 +135,11 @@ const UNSEEN: [&str; 6] =
 const UNKNOWN: &str = "it is nothing that is known here";
 /// What is said of a thing of which a part stayed closed.
 const PARTLY_SEEN: &str = "a part of it could not be looked at: see the findings";
+
+/// Whether a finding says that a thing is of no format that is known.
+pub(crate) fn is_unrecognised(finding: &Finding) -> bool {
+    finding.id.as_str() == UNRECOGNISED
+}
 
 /// A finding in lines: what, why, the evidence, the remedy, and how sure it is.
 pub(crate) fn finding_lines(finding: &Finding) -> Vec<String> {

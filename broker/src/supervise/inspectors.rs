@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use wire::Text;
 use wire::message::{HostSeen, MachineSeen};
-use wire::report::Severity;
+use wire::report::{Finding, Severity};
 
 /// A boot file that was looked at.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct Looked {
     pub(crate) subject: String,
     /// What was found.
     pub(crate) inspection: Inspection,
+    /// Whether it is still to be told: in the middle of the guest's console, nobody could read it.
+    held: bool,
 }
 
 /// The inspectors of a run.
@@ -80,8 +82,8 @@ impl Inspectors {
         self.started.preflight.iter_mut().for_each(|looking| looking.session.begin(HostSeen::default()));
     }
 
-    /// Takes everything that has happened.
-    pub(super) fn turn(&mut self, now: Instant) {
+    /// Takes everything that has happened; with `hold`, what is found is not told before the end.
+    pub(super) fn turn(&mut self, now: Instant, hold: bool) {
         if let Some(explainer) = &mut self.started.explainer {
             explainer.turn(now);
         }
@@ -89,8 +91,9 @@ impl Inspectors {
         let all = std::mem::take(&mut self.started.preflight).into_iter();
         let (over, at_work): (Vec<_>, Vec<_>) = all.partition(|looking| looking.session.is_over());
         self.started.preflight = at_work;
-        let told = |looking: Looking| told(looking.subject, looking.session.into_inspection());
-        self.looked.extend(over.into_iter().map(told));
+        let looked = over.into_iter().map(|looking| Looked::new(looking.subject, looking.session.into_inspection()));
+        let told = looked.map(|looked| if hold { looked } else { looked.told() });
+        self.looked.extend(told);
     }
 
     /// Whether somebody waits to explain a bad end.
@@ -114,20 +117,30 @@ impl Inspectors {
     }
 }
 
-/// Tells what was found in a boot file, if anything could fail for it.
-fn told(subject: String, inspection: Inspection) -> Looked {
-    if let Some(why) = &inspection.cannot_tell {
-        let what = format!("{subject} could not be looked at before the boot: {why}");
-        // A large image, or a slow host: nothing that anybody has to know.
-        if inspection.out_of_time { tracing::info!("{what}") } else { tracing::warn!("{what}") }
+impl Looked {
+    fn new(subject: String, inspection: Inspection) -> Self {
+        Self { subject, inspection, held: true }
     }
-    let matters = inspection.findings.iter().filter(|finding| finding.severity > Severity::Note);
-    for finding in matters {
-        let mut lines = inspector::finding_lines(finding).into_iter();
-        report::say(&format!("{subject}: {}", lines.next().unwrap_or_default()));
-        lines.for_each(|line| report::say(&line));
+
+    /// Tells what was found, if anything could fail for it. A disk without a format that is known may be one of data.
+    fn told(mut self) -> Self {
+        let Self { subject, inspection, held } = &mut self;
+        if !std::mem::take(held) {
+            return self;
+        }
+        if let Some(why) = &inspection.cannot_tell {
+            let what = format!("{subject} could not be looked at before the boot: {why}");
+            // A large image, or a slow host: nothing that anybody has to know.
+            if inspection.out_of_time { tracing::info!("{what}") } else { tracing::warn!("{what}") }
+        }
+        let matters = |finding: &&Finding| finding.severity > Severity::Note && !inspector::is_unrecognised(finding);
+        for finding in inspection.findings.iter().filter(matters) {
+            let mut lines = inspector::finding_lines(finding).into_iter();
+            report::say(&format!("{subject}: {}", lines.next().unwrap_or_default()));
+            lines.for_each(|line| report::say(&line));
+        }
+        self
     }
-    Looked { subject, inspection }
 }
 
 /// Whether the end of a run that has a guest is worth an explanation: not where the guest ended it in order, or the user.
@@ -152,9 +165,9 @@ impl Supervisor {
         // Their time is limited from the launch on. Of a guest that is done in order, nobody waits to hear more.
         for Looking { subject, session } in started.preflight {
             if badly && self.said_running {
-                looked.push(told(subject, session.run(Some(self.signals.as_fd()))));
+                looked.push(Looked::new(subject, session.run(Some(self.signals.as_fd()))));
             } else {
-                looked.push(Looked { subject, inspection: session.into_inspection() });
+                looked.push(Looked { held: false, ..Looked::new(subject, session.into_inspection()) });
             }
         }
         let explainer = started.explainer.filter(|_| badly && self.said_running);
@@ -167,7 +180,7 @@ impl Supervisor {
             });
             session.run(Some(self.signals.as_fd()))
         });
-        (looked, explanation)
+        (looked.into_iter().map(Looked::told).collect(), explanation)
     }
 }
 
