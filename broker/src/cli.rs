@@ -91,7 +91,7 @@ pub(crate) fn refuse(error: &clap::Error) -> std::process::ExitCode {
     error.print().unwrap_or(());
     let command = Cli::command();
     let is_command = |word: &str| command.get_subcommands().any(|one| one.get_name() == word);
-    let chosen = std::env::args().skip(1).find(|word| is_command(word));
+    let chosen = std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).find(|word| is_command(word));
     let looks = chosen.is_some_and(|name| name == "inspect" || name == "explain");
     let code = if looks && error.use_stderr() {
         crate::inspector::inspect::WRONG_USAGE

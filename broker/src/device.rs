@@ -29,8 +29,8 @@ pub(crate) fn main(cli: &Cli, args: &DeviceArgs, started: Instant) -> ExitCode {
     let style = Style { json: args.json, console_on_stdout: false };
     match serve(cli, args, started) {
         Ok(supervisor) => {
-            let outcome = supervisor.run();
-            report::outcome(&outcome, style, started.elapsed(), 0);
+            let mut outcome = supervisor.run();
+            report::outcome(&mut outcome, style, started.elapsed(), 0);
             outcome.end.reason.exit_code()
         }
         Err(end) => {

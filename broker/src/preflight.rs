@@ -10,9 +10,8 @@ use crate::inspector::{self, InspectorError, Session};
 use crate::process::Spawner;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::time::Duration;
-use wire::message::{InspectedGuest, InspectorTask, LogForm};
+use wire::message::{DiskMode, InspectedGuest, InspectorTask, LogForm};
 
 /// How long all of them may take together that look at the boot files, from the launch on.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
@@ -24,6 +23,8 @@ pub(crate) struct Looking {
     pub(crate) subject: String,
     /// The inspector.
     pub(crate) session: Session,
+    /// Whether the guest may write to it.
+    pub(crate) is_written_to: bool,
 }
 
 /// The inspectors of a run.
@@ -42,15 +43,17 @@ pub(crate) fn start(plan: &Plan, spawner: &Spawner, audit: bool, recording: Opti
     let mut started = Started::default();
     let mut files = Vec::new();
     if plan.preflight {
-        files.push((&plan.kernel.path, &plan.kernel.file, true));
-        files.extend(plan.initrd.as_ref().map(|initrd| (&initrd.path, &initrd.file, false)));
+        files.push((&plan.kernel.path, &plan.kernel.file, true, false));
+        files.extend(plan.initrd.as_ref().map(|initrd| (&initrd.path, &initrd.file, false, false)));
         let root = root_disk(plan.cmdline.as_str(), plan.disks.len(), plan.initrd.is_some());
         let root = root.and_then(|index| plan.disks.get(index));
-        files.extend(root.map(|disk| (&disk.path, &disk.file, false)));
+        files.extend(root.map(|disk| (&disk.path, &disk.file, false, disk.mode == DiskMode::ReadWrite)));
     }
-    for (path, file, is_kernel) in files {
-        match look_at(plan, &mut spawner, audit, path, file, is_kernel) {
-            Ok(looking) => started.preflight.push(looking),
+    for (path, file, is_kernel, is_written_to) in files {
+        match look_at(plan, &mut spawner, audit, file, is_kernel) {
+            Ok(session) => {
+                started.preflight.push(Looking { subject: path.display().to_string(), session, is_written_to });
+            }
             Err(error) => {
                 let error = anyhow::Error::from(error);
                 tracing::warn!("{} is not looked at before the boot: {error:#}", path.display());
@@ -71,10 +74,9 @@ fn look_at(
     plan: &Plan,
     spawner: &mut Spawner,
     audit: bool,
-    path: &Path,
     file: &File,
     is_kernel: bool,
-) -> Result<Looking, InspectorError> {
+) -> Result<Session, InspectorError> {
     // Opened once more: for reading alone, and with an offset that the loader's reading does not depend on.
     let file = inspector::read_only(file)?;
     let task = InspectorTask::Inspect {
@@ -85,7 +87,7 @@ fn look_at(
     };
     let mut session = Session::start(spawner, audit, task, &[file.as_fd()])?;
     session.must_end_within(LIMIT);
-    Ok(Looking { subject: path.display().to_string(), session })
+    Ok(session)
 }
 
 /// The disk that the kernel or its initrd mounts as root, as far as the command line says. Other disks hold no init, and it

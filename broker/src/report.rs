@@ -5,6 +5,7 @@ use crate::ends::{End, Exit, Reason};
 use crate::inspector::{Inspection, finding_lines};
 use crate::process::Supervised;
 use crate::supervise::{Looked, Outcome};
+use nix::sys::stat::{SFlag, fstat};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -24,13 +25,15 @@ const RESET_TERMINAL: &[u8] =
     b"\x18\x1b\\\x1b[!p\x1b[0m\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?2004l\r\n";
 
 /// Reports a run that was launched.
-pub(crate) fn outcome(outcome: &Outcome, style: Style, duration: Duration, started_ns: u64) {
+pub(crate) fn outcome(outcome: &mut Outcome, style: Style, duration: Duration, started_ns: u64) {
     if style.console_on_stdout && std::io::stdout().is_terminal() {
         let mut stdout = std::io::stdout().lock();
         if let Err(error) = stdout.write_all(RESET_TERMINAL).and_then(|()| stdout.flush()) {
             tracing::debug!("the terminal is gone: {error}");
         }
     }
+    outcome.preflight.iter_mut().for_each(Looked::tell);
+    let outcome = &*outcome;
     let seconds = duration.as_secs_f64();
     say(&format!("{} (after {seconds:.1} s)", outcome.end.message));
     for (name, dropped) in outcome.console.names.iter().zip(&outcome.console.dropped_bytes) {
@@ -112,6 +115,14 @@ pub(crate) fn say(text: &str) {
     if let Err(error) = writeln!(std::io::stderr(), "broker: {text}") {
         tracing::debug!("standard error is gone: {error}");
     }
+}
+
+/// Whether what is said while the guest runs cannot keep the broker waiting: a pipe does when it is full and nobody reads it.
+pub(crate) fn is_read_at_once() -> bool {
+    let stderr = std::io::stderr();
+    let is_file =
+        || fstat(&stderr).is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG);
+    stderr.is_terminal() || is_file()
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -40,10 +40,10 @@ pub(crate) fn main(cli: &Cli, args: &RunArgs, started: Instant) -> ExitCode {
         Ok(launched) => launched,
         Err(error) => return failed(error.into_end(), style),
     };
-    let outcome = Supervisor::new(launched, signals, oom, started).run();
+    let mut outcome = Supervisor::new(launched, signals, oom, started).run();
     style.console_on_stdout = on_stdio && outcome.console.first_byte_ns.is_some();
     let started_ns = monotonic_ns().saturating_sub(u64::try_from(started.elapsed().as_nanos()).unwrap_or(0));
-    report::outcome(&outcome, style, started.elapsed(), started_ns);
+    report::outcome(&mut outcome, style, started.elapsed(), started_ns);
     outcome.end.reason.exit_code()
 }
 

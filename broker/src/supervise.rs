@@ -9,6 +9,7 @@ mod ending;
 mod events;
 mod inspectors;
 pub(crate) mod rehearsal;
+mod steps;
 
 use crate::cgroup::{Cgroup, Confinement};
 use crate::config::RunLimits;
@@ -16,10 +17,10 @@ use crate::cores::Cookie;
 use crate::ends::{Cause, End, Evidence, Exit};
 use crate::inspector::Inspection;
 use crate::launch::Launched;
+use crate::messages;
 use crate::oom::OomWatch;
 use crate::process::{Role, Supervised};
 use crate::terminal::RawTerminal;
-use crate::{messages, privileges};
 pub(crate) use inspectors::Looked;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,15 +29,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-use wire::message::{Entry, ToLoader, ToVmm};
+use wire::message::Entry;
 use wire::{ChannelError, Text};
 
 /// How long all children may take to enter their jails.
 const JAIL_LIMIT: Duration = Duration::from_secs(30);
-/// How long the loader may take: a hostile image must not hold us up for good.
-const LOAD_LIMIT: Duration = Duration::from_secs(60);
-/// How long the vmm may take to start its vCPUs.
-const RUN_LIMIT: Duration = Duration::from_secs(30);
 /// How long a process may take to end after it closed its channel, or to be found dead after another one said so.
 const GRACE: Duration = Duration::from_secs(1);
 /// Causes that are kept; what comes later is a consequence.
@@ -72,6 +69,8 @@ pub(crate) struct ConsoleFacts {
     pub(crate) first_byte_ns: Option<u64>,
     /// Bytes from the guest.
     pub(crate) received_bytes: u64,
+    /// Whether serial lived to say how many they were.
+    pub(crate) is_counted: bool,
     /// Bytes lost at each output.
     pub(crate) dropped_bytes: Vec<u64>,
     /// What each output is called.
@@ -300,7 +299,7 @@ impl Supervisor {
             Token::Listener(index, number) => self.on_listener(index, number),
             Token::Log(index) => self.on_log(index, now),
             Token::Exited(index) => self.on_exit(index, now),
-            Token::Inspectors => self.inspectors.turn(now, self.raw.is_some()),
+            Token::Inspectors => self.inspectors.turn(now),
         }
     }
 
@@ -408,7 +407,7 @@ impl Supervisor {
             self.cause(cause);
         }
         if self.inspectors.deadlines().any(|at| at <= now) {
-            self.inspectors.turn(now, self.raw.is_some());
+            self.inspectors.turn(now);
         }
         let used = || clock::cpu_time(&self.processes, self.confinement.cgroup());
         let is_full = || self.confinement.cgroup().is_some_and(Cgroup::has_used_its_memory_up);
@@ -428,73 +427,7 @@ impl Supervisor {
         if self.phase == Phase::Loading { Role::Loader.name() } else { Role::Vmm.name() }
     }
 
-    /// Takes the next step, if everything for it is there.
-    fn advance(&mut self, now: Instant) {
-        if self.phase == Phase::Starting && self.evidence.causes.is_empty() && self.all_jailed(now) {
-            self.phase = Phase::Loading;
-            self.set_deadline(LOAD_LIMIT, "the boot files were not loaded");
-            self.let_load();
-        }
-        if self.phase == Phase::Loading && self.evidence.causes.is_empty() && self.is_loaded() {
-            self.start_guest();
-        }
-        if self.phase != Phase::Ending && !self.evidence.causes.is_empty() {
-            self.begin_ending(now);
-        }
-        if self.phase == Phase::Ending {
-            self.end_step(now);
-        }
-    }
-
-    /// To look at a jail takes privileges that are given up then: the inspectors have to be in theirs too.
-    fn all_jailed(&mut self, now: Instant) -> bool {
-        self.processes.iter().all(|process| process.checked) && self.inspectors.entered(now)
-    }
-
     fn find(&mut self, role: Role) -> Option<&mut Supervised> {
         self.processes.iter_mut().find(|process| process.role == role)
-    }
-
-    /// Whether guest memory is prepared and the loader is gone; true as well where there is none.
-    fn is_loaded(&mut self) -> bool {
-        let entry = self.entry.is_some();
-        self.find(Role::Loader).is_none_or(|loader| entry && loader.ended.is_some())
-    }
-
-    /// Every jail was checked: nothing but supervising is left to do for the broker, and untrusted bytes may be read.
-    fn let_load(&mut self) {
-        if let Err(errno) = privileges::give_up() {
-            self.cause(Cause::Host(format!("the broker could not give up its privileges: {}", errno.desc())));
-            return;
-        }
-        let control = self.find(Role::Loader).and_then(|loader| loader.control.as_ref());
-        if let Some(Err(error)) = control.map(|control| control.send(&ToLoader::Load, &[])) {
-            // It is dying; its end is about to be seen.
-            tracing::debug!("the loader could not be told to load: {error}");
-        }
-        self.inspectors.begin();
-    }
-
-    /// Every jail was checked and guest memory is prepared.
-    fn start_guest(&mut self) {
-        self.deadline = None;
-        if let Some(terminal) = self.terminal.take() {
-            match RawTerminal::enter(terminal) {
-                Ok(raw) => self.raw = Some(raw),
-                Err(error) => {
-                    self.cause(Cause::Host(format!("{:#}", anyhow::Error::from(error))));
-                    return;
-                }
-            }
-        }
-        if let Some(entry) = self.entry {
-            let control = self.find(Role::Vmm).and_then(|vmm| vmm.control.as_ref());
-            if let Some(Err(error)) = control.map(|control| control.send(&ToVmm::Run(entry), &[])) {
-                // It is dying; its end is about to be seen.
-                tracing::debug!("the vmm could not be told to run: {error}");
-            }
-            self.set_deadline(RUN_LIMIT, "the guest was not started");
-        }
-        self.phase = Phase::Running;
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Session {
     /// The end of a wait for its end alone.
     grace: Option<Instant>,
     inspection: Inspection,
+    /// Whether its missed syscalls are asked for.
+    audit: bool,
     missed: u32,
 }
 
@@ -66,7 +68,16 @@ impl Session {
         let limits = Limits::for_inspector(CPU_SECONDS);
         let process = spawner.start(Role::Inspector, limits, &StartInspector { audit, task }, fds)?;
         let inspection = Inspection::default();
-        Ok(Self { process, stage: Stage::Entering, begin: None, deadline: None, grace: None, inspection, missed: 0 })
+        Ok(Self {
+            process,
+            stage: Stage::Entering,
+            begin: None,
+            deadline: None,
+            grace: None,
+            inspection,
+            audit,
+            missed: 0,
+        })
     }
 
     /// Lets it read what it was given, as soon as its jail was looked at.
@@ -171,6 +182,13 @@ impl Session {
         }
     }
 
+    /// What it said of a thing that changes from now on.
+    pub(crate) fn give_up_late(mut self) -> Inspection {
+        self.inspection.out_of_time = true;
+        self.give_up("the guest, which may write to it, was started before it was done".to_owned());
+        std::mem::take(&mut self.inspection)
+    }
+
     /// What it said; of one that is not over, that it could not tell.
     pub(crate) fn into_inspection(mut self) -> Inspection {
         if !self.is_over() {
@@ -214,6 +232,9 @@ impl Session {
 
     /// It says that it is in its jail: look from outside.
     fn check(&mut self, lockdown: Lockdown, listeners: Vec<OwnedFd>) {
+        if !self.audit && !listeners.is_empty() {
+            return self.give_up("it wants to be audited, which nobody asked for".to_owned());
+        }
         self.process.listeners = listeners.into_iter().map(Listener::new).collect();
         self.process.lockdown = Some(lockdown);
         let (pid, ids) = (self.process.child.pid, self.process.child.ids);

@@ -95,6 +95,7 @@ impl Supervisor {
             Event::ConsoleFinished { received_bytes, dropped_bytes } if self.phase == Phase::Ending => {
                 process.finished = true;
                 self.console.received_bytes = received_bytes;
+                self.console.is_counted = true;
                 self.console.dropped_bytes = dropped_bytes;
             }
             Event::BlockFinished => {

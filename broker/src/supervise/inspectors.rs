@@ -18,7 +18,7 @@ pub(crate) struct Looked {
     pub(crate) subject: String,
     /// What was found.
     pub(crate) inspection: Inspection,
-    /// Whether it is still to be told: in the middle of the guest's console, nobody could read it.
+    /// Whether it is still to be told: in the middle of the guest's console, nobody could read it, and the guest could hide it.
     held: bool,
 }
 
@@ -31,13 +31,17 @@ pub(super) struct Inspectors {
     machine: Option<MachineSeen>,
     /// How often it did.
     times: u8,
-    /// How long the machine, which is ready, waits for those that are not in their jails yet.
+    /// How long the machine, which is ready, waits for those that are not in their jails, or not done, yet.
     until: Option<Instant>,
 }
 
 /// How long a machine that is ready waits at most for an inspector that is not in its jail yet: many times what it takes on
 /// the slowest host. It has read nothing of anybody's then, and has no reason to be late.
 const ENTER_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a guest that is ready waits at most to hear first what its boot files are: what most of them take, and less than
+/// a person notices.
+const LOOK_LIMIT: Duration = Duration::from_millis(250);
 
 /// How often a vmm tells what it saw: when it is asked, and before it stops.
 const TIMES: u8 = 2;
@@ -82,8 +86,33 @@ impl Inspectors {
         self.started.preflight.iter_mut().for_each(|looking| looking.session.begin(HostSeen::default()));
     }
 
-    /// Takes everything that has happened; with `hold`, what is found is not told before the end.
-    pub(super) fn turn(&mut self, now: Instant, hold: bool) {
+    /// Whether all boot files were looked at, or the guest, which is ready, has waited long enough for that.
+    pub(super) fn have_looked(&mut self, now: Instant) -> bool {
+        if !self.started.preflight.is_empty() {
+            let until = *self.until.get_or_insert_with(|| now.checked_add(LOOK_LIMIT).unwrap_or(now));
+            if now < until {
+                return false;
+            }
+        }
+        self.until = None;
+        true
+    }
+
+    /// The guest starts: tells what was found, as long as nobody's console is in between, and gives up what the guest may
+    /// write to from now on. What comes later, and what nobody may be reading, is told at the end.
+    pub(super) fn guest_starts(&mut self) {
+        let all = std::mem::take(&mut self.started.preflight).into_iter();
+        let (stale, at_work): (Vec<_>, Vec<_>) = all.partition(|looking| looking.is_written_to);
+        self.started.preflight = at_work;
+        self.looked
+            .extend(stale.into_iter().map(|looking| Looked::new(looking.subject, looking.session.give_up_late())));
+        if report::is_read_at_once() {
+            self.looked.iter_mut().for_each(Looked::tell);
+        }
+    }
+
+    /// Takes everything that has happened.
+    pub(super) fn turn(&mut self, now: Instant) {
         if let Some(explainer) = &mut self.started.explainer {
             explainer.turn(now);
         }
@@ -92,8 +121,7 @@ impl Inspectors {
         let (over, at_work): (Vec<_>, Vec<_>) = all.partition(|looking| looking.session.is_over());
         self.started.preflight = at_work;
         let looked = over.into_iter().map(|looking| Looked::new(looking.subject, looking.session.into_inspection()));
-        let told = looked.map(|looked| if hold { looked } else { looked.told() });
-        self.looked.extend(told);
+        self.looked.extend(looked);
     }
 
     /// Whether somebody waits to explain a bad end.
@@ -122,11 +150,11 @@ impl Looked {
         Self { subject, inspection, held: true }
     }
 
-    /// Tells what was found, if anything could fail for it. A disk without a format that is known may be one of data.
-    fn told(mut self) -> Self {
-        let Self { subject, inspection, held } = &mut self;
+    /// Tells what was found, once, if anything could fail for it. A disk without a format that is known may be one of data.
+    pub(crate) fn tell(&mut self) {
+        let Self { subject, inspection, held } = self;
         if !std::mem::take(held) {
-            return self;
+            return;
         }
         if let Some(why) = &inspection.cannot_tell {
             let what = format!("{subject} could not be looked at before the boot: {why}");
@@ -139,7 +167,6 @@ impl Looked {
             report::say(&format!("{subject}: {}", lines.next().unwrap_or_default()));
             lines.for_each(|line| report::say(&line));
         }
-        self
     }
 }
 
@@ -163,7 +190,7 @@ impl Supervisor {
         let Inspectors { started, mut looked, machine, .. } =
             std::mem::replace(&mut self.inspectors, Inspectors::of(Started::default()));
         // Their time is limited from the launch on. Of a guest that is done in order, nobody waits to hear more.
-        for Looking { subject, session } in started.preflight {
+        for Looking { subject, session, .. } in started.preflight {
             if badly && self.said_running {
                 looked.push(Looked::new(subject, session.run(Some(self.signals.as_fd()))));
             } else {
@@ -175,12 +202,12 @@ impl Supervisor {
             session.must_end_within(inspector::LIMIT);
             session.begin(HostSeen {
                 reason: Some(Text::truncated(reason.name())),
-                console_bytes: Some(self.console.received_bytes),
+                console_bytes: self.console.is_counted.then_some(self.console.received_bytes),
                 machine,
             });
             session.run(Some(self.signals.as_fd()))
         });
-        (looked.into_iter().map(Looked::told).collect(), explanation)
+        (looked, explanation)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 /// How much of a log is read in bytes; what is beyond is not looked at.
-pub const MAX_LOG_BYTES: usize = 16 << 20;
+pub const MAX_LOG_BYTES: usize = (16 << 20) + 4096;
 /// How much of a line is read in bytes.
 pub const MAX_LINE_BYTES: usize = 4096;
 

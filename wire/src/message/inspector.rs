@@ -89,7 +89,8 @@ pub enum FromInspector {
     Failed(Text),
 }
 
-/// What the host saw of a run. No guest can forge it, but a captured vmm can.
+/// What the host saw of a run. No guest can forge it, but for a reason that is read off the console (`guest-panic`); a captured
+/// vmm can.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostSeen {
     /// The reason with which the run ended, by its name in reports; none for a log alone.

@@ -1,0 +1,90 @@
+//! The steps of a run up to the guest's start: jails, boot files, guest.
+
+use super::{Phase, Supervisor};
+use crate::ends::Cause;
+use crate::privileges;
+use crate::process::Role;
+use crate::terminal::RawTerminal;
+use std::time::{Duration, Instant};
+use wire::message::{ToLoader, ToVmm};
+
+/// How long the loader may take: a hostile image must not hold us up for good.
+const LOAD_LIMIT: Duration = Duration::from_secs(60);
+/// How long the vmm may take to start its vCPUs.
+const RUN_LIMIT: Duration = Duration::from_secs(30);
+
+impl Supervisor {
+    /// Takes the next step, if everything for it is there.
+    pub(super) fn advance(&mut self, now: Instant) {
+        if self.phase == Phase::Starting && self.evidence.causes.is_empty() && self.all_jailed(now) {
+            self.phase = Phase::Loading;
+            self.set_deadline(LOAD_LIMIT, "the boot files were not loaded");
+            self.let_load();
+        }
+        if self.phase == Phase::Loading && self.evidence.causes.is_empty() && self.is_loaded() {
+            self.deadline = None;
+            if self.inspectors.have_looked(now) {
+                self.start_guest();
+            }
+        }
+        if self.phase != Phase::Ending && !self.evidence.causes.is_empty() {
+            self.begin_ending(now);
+        }
+        if self.phase == Phase::Ending {
+            self.end_step(now);
+        }
+    }
+
+    /// To look at a jail takes privileges that are given up then: the inspectors have to be in theirs too.
+    fn all_jailed(&mut self, now: Instant) -> bool {
+        if !self.processes.iter().all(|process| process.checked) {
+            return false;
+        }
+        // The machine did its part in time, however long an inspector takes.
+        self.deadline = None;
+        self.inspectors.entered(now)
+    }
+
+    /// Whether guest memory is prepared and the loader is gone; true as well where there is none.
+    fn is_loaded(&mut self) -> bool {
+        let entry = self.entry.is_some();
+        self.find(Role::Loader).is_none_or(|loader| entry && loader.ended.is_some())
+    }
+
+    /// Every jail was checked: nothing but supervising is left to do for the broker, and untrusted bytes may be read.
+    fn let_load(&mut self) {
+        if let Err(errno) = privileges::give_up() {
+            self.cause(Cause::Host(format!("the broker could not give up its privileges: {}", errno.desc())));
+            return;
+        }
+        let control = self.find(Role::Loader).and_then(|loader| loader.control.as_ref());
+        if let Some(Err(error)) = control.map(|control| control.send(&ToLoader::Load, &[])) {
+            // It is dying; its end is about to be seen.
+            tracing::debug!("the loader could not be told to load: {error}");
+        }
+        self.inspectors.begin();
+    }
+
+    /// Every jail was checked and guest memory is prepared.
+    fn start_guest(&mut self) {
+        self.inspectors.guest_starts();
+        if let Some(terminal) = self.terminal.take() {
+            match RawTerminal::enter(terminal) {
+                Ok(raw) => self.raw = Some(raw),
+                Err(error) => {
+                    self.cause(Cause::Host(format!("{:#}", anyhow::Error::from(error))));
+                    return;
+                }
+            }
+        }
+        if let Some(entry) = self.entry {
+            let control = self.find(Role::Vmm).and_then(|vmm| vmm.control.as_ref());
+            if let Some(Err(error)) = control.map(|control| control.send(&ToVmm::Run(entry), &[])) {
+                // It is dying; its end is about to be seen.
+                tracing::debug!("the vmm could not be told to run: {error}");
+            }
+            self.set_deadline(RUN_LIMIT, "the guest was not started");
+        }
+        self.phase = Phase::Running;
+    }
+}
