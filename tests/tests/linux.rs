@@ -176,6 +176,7 @@ fn file_system_on_a_read_write_disk_is_clean_and_complete_after_poweroff() {
     let image = guest.root_image();
     let ended = guest.disk(&image, "rw").boot().end();
     ended.expect(0, "guest-poweroff");
+    assert_eq!(ended.line("bulkhead-guest: tri"), "mmed", "{ended}");
     assert_eq!(ended.line("bulkhead-guest: unm"), "ounted", "{ended}");
     assert_clean(&image);
     let written: Vec<_> = (1..=8).map(|n| ended.line(&format!("bulkhead-guest: file {n} ")).to_owned()).collect();
