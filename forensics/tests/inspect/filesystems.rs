@@ -78,6 +78,39 @@ fn init_whose_inode_is_damaged_is_told() {
     expect(&image, &guest(""), "init-not-executable", Fatal);
 }
 
+/// Where the inode of the first file or folder of a name is, in an ext of one group with blocks of 1 KiB.
+fn inode_of(image: &[u8], name: &str) -> usize {
+    let number = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
+    // Behind the kind of the file: a file or a folder.
+    let entry =
+        image.windows(name.len() + 1).position(|window| matches!(window[0], 1 | 2) && &window[1..] == name.as_bytes());
+    let inode = number(entry.unwrap() - 7);
+    number(2048 + 8) * 1024 + (inode - 1) * (number(1024 + 88) & 0xffff)
+}
+
+#[test]
+fn next_default_is_not_fatal_where_the_first_init_cannot_be_looked_at() {
+    let mut image = fixture!("root.ext2").to_vec();
+    // /bin/sh is a link, which now leads nowhere: /bin/sh is the last that the kernel tries.
+    let link = image.windows(12).position(|window| window == b"../sbin/init").unwrap();
+    image[link..link + 12].copy_from_slice(b"../none/init");
+    clean(&image, &guest(""));
+    let with = |inode: &str, at: usize, value: u8| {
+        let mut image = image.clone();
+        let inode = inode_of(&image, inode);
+        image[inode + at] = value;
+        image
+    };
+    // Without its program, that is the end of the boot.
+    expect(&with("init", 1, 0x40), &guest(""), "init-dangling", Fatal);
+    // But a program in an encrypted folder, or one that is encrypted itself, may run.
+    for name in ["sbin", "init"] {
+        let image = with(name, 33, 0x08);
+        expect(&image, &guest(""), "cannot-look-inside", Warning);
+        expect(&image, &guest(""), "init-dangling", Warning);
+    }
+}
+
 #[test]
 fn layer_of_a_container_is_looked_into_and_is_no_disk() {
     for bytes in [fixture!("layer.tar"), fixture!("layer.tar.gz")] {
