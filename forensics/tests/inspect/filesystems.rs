@@ -8,6 +8,7 @@ fn every_file_system_is_looked_into() {
     let all = [
         ("ext2", fixture!("root.ext2")),
         ("ext4", fixture!("root.ext4")),
+        ("ext4", fixture!("root-inline.ext4")),
         ("squashfs", fixture!("root-gzip.squashfs")),
         ("squashfs", fixture!("root-xz.squashfs")),
         ("squashfs", fixture!("root-zstd.squashfs")),
@@ -86,6 +87,33 @@ fn inode_of(image: &[u8], name: &str) -> usize {
         image.windows(name.len() + 1).position(|window| matches!(window[0], 1 | 2) && &window[1..] == name.as_bytes());
     let inode = number(entry.unwrap() - 7);
     number(2048 + 8) * 1024 + (inode - 1) * (number(1024 + 88) & 0xffff)
+}
+
+#[test]
+fn files_and_folders_in_their_inodes_are_read_whole() {
+    let whole = fixture!("root-inline.ext4");
+    let report = clean(whole, &guest("init=/etc/script"));
+    assert_eq!(fact(&report, "script-interpreter"), "/sbin/init, of /etc/script");
+    // The script becomes a folder, whose second entry is in the attribute.
+    let mut image = whole.to_vec();
+    let script = inode_of(&image, "script");
+    let number = image.windows(5).position(|window| window == b"\x01init").unwrap() - 7;
+    let number = image[number..number + 4].to_vec();
+    let entry = |name: &[u8]| [&number[..], &[56, 0, name.len() as u8, 1], name].concat();
+    image[script + 1] = 0x41;
+    let value = script + 128 + 32 + 4 + 0x24;
+    for (at, name) in [(script + 40 + 4, b"early"), (value, b"later")] {
+        image[at..at + 56].fill(0);
+        image[at..at + 13].copy_from_slice(&entry(name));
+    }
+    for name in ["early", "later"] {
+        let report = clean(&image, &guest(&format!("init=/etc/script/{name}")));
+        assert_eq!(fact(&report, "init-elf"), format!("/etc/script/{name}: 64-bit, x86-64"));
+    }
+    expect(&image, &guest("init=/etc/script/none"), "init-missing", Fatal);
+    // Without the attribute the rest cannot be told.
+    image[script + 128 + 32] ^= 1;
+    expect(&image, &guest("init=/etc/script/later"), "image-corrupt", Warning);
 }
 
 #[test]

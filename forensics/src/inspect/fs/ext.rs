@@ -15,8 +15,10 @@ const ROOT: u64 = 2;
 const INODE_ENCRYPTED: u32 = 0x800;
 const INODE_EXTENTS: u32 = 0x8_0000;
 const INODE_INLINE: u32 = 0x1000_0000;
-/// What is in the inode itself.
+/// What is in the inode itself, in the place of its blocks; and the attribute that has the rest.
 const INLINE_BYTES: usize = 60;
+const INLINE_REST: (u8, &[u8]) = (7, b"data");
+const ATTRIBUTES_MAGIC: u32 = 0xea02_0000;
 /// Levels of a tree of extents.
 const EXTENT_DEPTH: u16 = 5;
 const EXTENT_MAGIC: u16 = 0xf30a;
@@ -50,6 +52,8 @@ struct Run {
 }
 
 struct Inode {
+    /// Where it is.
+    at: u64,
     mode: u32,
     size: u64,
     flags: u32,
@@ -115,6 +119,7 @@ impl<'a> Ext<'a> {
         let bytes = exactly(&self.raw, at, 128)?;
         let bytes = bytes.ok_or_else(|| Trouble::Corrupt(format!("inode {number} is behind the end of the image")))?;
         Ok(Inode {
+            at,
             mode: u32::from(u16_at(&bytes, 0)),
             size: u64::from(u32_at(&bytes, 4)) | (u64::from(u32_at(&bytes, 108)) << 32),
             flags: u32_at(&bytes, 32),
@@ -223,10 +228,8 @@ impl<'a> Ext<'a> {
             return Err(Trouble::Unsupported("a file is encrypted".into()));
         }
         if fast_link || inode.flags & INODE_INLINE != 0 {
-            if inode.size > INLINE_BYTES as u64 {
-                return Err(Trouble::Unsupported("a file is in its inode's attributes, which are not read".into()));
-            }
-            let from = usize::try_from(offset).ok().and_then(|offset| inode.block.get(offset..)).unwrap_or_default();
+            let data = self.inline(inode)?;
+            let from = usize::try_from(offset).ok().and_then(|offset| data.get(offset..)).unwrap_or_default();
             let count = from.len().min(length);
             if let (Some(to), Some(from)) = (buffer.get_mut(..count), from.get(..count)) {
                 to.copy_from_slice(from);
@@ -259,12 +262,30 @@ impl<'a> Ext<'a> {
         Ok(done)
     }
 
+    /// The bytes of a file or directory that is in its inode.
+    fn inline(&self, inode: &Inode) -> Result<Vec<u8>, Trouble> {
+        let mut data = inode.block.clone();
+        if inode.size > INLINE_BYTES as u64 {
+            let bytes = exactly(&self.raw, inode.at, usize::try_from(self.inode_bytes()).unwrap_or_default())?;
+            let rest = bytes.as_deref().and_then(inline_rest);
+            data.extend_from_slice(rest.unwrap_or_default());
+            if u64::try_from(data.len()).is_ok_and(|length| length < inode.size) {
+                return Err(Trouble::corrupt("a file in its inode lacks the rest, which should be in an attribute"));
+            }
+        }
+        Ok(data)
+    }
+
     /// Gives every entry of a directory to `visit`, until it has seen enough.
     fn visit(&self, directory: &Node, visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), Trouble> {
         let inode = self.inode(directory.id)?;
         if inode.flags & INODE_INLINE != 0 {
-            // The parent's number, then entries.
-            entries(inode.block.get(4..).unwrap_or_default(), visit);
+            // The parent's number, then entries; the rest has entries of its own.
+            let data = self.inline(&inode)?;
+            let (first, rest) = data.split_at_checked(INLINE_BYTES).unwrap_or_default();
+            if !entries(first.get(4..).unwrap_or_default(), visit) {
+                entries(rest, visit);
+            }
             return Ok(());
         }
         if inode.size > DIRECTORY_BYTES {
@@ -281,6 +302,22 @@ impl<'a> Ext<'a> {
         }
         Ok(())
     }
+}
+
+/// What an inode has of its file in an attribute, behind its own fields.
+fn inline_rest(inode: &[u8]) -> Option<&[u8]> {
+    let attributes = inode.get(usize::from(u16_at(inode, 128)).checked_add(128)?..)?;
+    let attributes = attributes.get(4..).filter(|_| u32_at(attributes, 0) == ATTRIBUTES_MAGIC)?;
+    let mut entry = attributes;
+    while u32_at(entry, 0) != 0 {
+        let name_end = usize::from(u8_at(entry, 0)).saturating_add(16);
+        if (u8_at(entry, 1), entry.get(16..name_end)?) == INLINE_REST {
+            let value = attributes.get(usize::from(u16_at(entry, 2))..)?;
+            return value.get(..usize::try_from(u32_at(entry, 8)).ok()?);
+        }
+        entry = entry.get(name_end.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 /// Goes through the entries of a block; whether the visitor has seen enough.
