@@ -1,6 +1,8 @@
 //! File systems and archives of files.
 
-use crate::make::{clean, expect, fact, fixture, guest};
+use crate::linked::Linked;
+use crate::make::{X86_64, clean, expect, fact, fixture, guest};
+use forensics::inspect::image;
 use wire::report::Severity::{Fatal, Warning};
 
 #[test]
@@ -114,6 +116,55 @@ fn files_and_folders_in_their_inodes_are_read_whole() {
     // Without the attribute the rest cannot be told.
     image[script + 128 + 32] ^= 1;
     expect(&image, &guest("init=/etc/script/later"), "image-corrupt", Warning);
+}
+
+#[test]
+fn hole_ends_where_the_next_leaf_of_extents_begins() {
+    let mut image = fixture!("root.ext4").to_vec();
+    let inode = inode_of(&image, "init");
+    let first = u16::from_le_bytes(image[inode + 60..inode + 62].try_into().unwrap());
+    // A program of three blocks: its headers, a hole, and the name of its loader.
+    let mut init = Linked::new(X86_64).loader("/lib/ld-early.so").end();
+    init[64 + 112 + 8..][..2].copy_from_slice(&2048_u16.to_le_bytes());
+    for length in [64 + 32, 64 + 40] {
+        init[length..length + 2].copy_from_slice(&3072_u16.to_le_bytes());
+    }
+    let [leaves, late] = [[61_u16, 62], [63_u16, 2]];
+    assert!(image[61 * 1024..].iter().all(|byte| *byte == 0), "the last blocks are free");
+    image[usize::from(first) * 1024..][..init.len()].copy_from_slice(&init);
+    image[usize::from(late[0]) * 1024..][..15].copy_from_slice(b"/lib/ld-late.so");
+    image[inode + 4..inode + 6].copy_from_slice(&3072_u16.to_le_bytes());
+    // A node: its magic, entries, room and depth; each entry: the first block of the file, and where it is.
+    let words = |words: &[u16]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let root = words(&[0xf30a, 2, 4, 1, 0, 0, 0, 0, leaves[0], 0, 0, 0, late[1], 0, leaves[1], 0, 0, 0]);
+    image[inode + 40..][..root.len()].copy_from_slice(&root);
+    for (leaf, from, at) in [(leaves[0], 0, first), (leaves[1], late[1], late[0])] {
+        let leaf_node = words(&[0xf30a, 1, 84, 0, 0, 0, from, 0, 1, 0, at, 0]);
+        image[usize::from(leaf) * 1024..][..leaf_node.len()].copy_from_slice(&leaf_node);
+    }
+    let finding = expect(&image, &guest(""), "elf-interpreter-missing", Fatal);
+    assert!(finding.what.to_string().contains("/lib/ld-late.so"), "{finding:?}");
+    // An extent behind the end of the file system, though not of the disk, is none.
+    image.resize(1 << 20, 0);
+    image[usize::from(leaves[1]) * 1024 + 20] = 64;
+    expect(&image, &guest(""), "image-corrupt", Warning);
+}
+
+#[test]
+fn magic_alone_makes_no_ext() {
+    for other in [vec![0; 4096], b"some words ".repeat(1000), vec![0xff; 4096]] {
+        let mut other = other;
+        other[1080..1082].copy_from_slice(&[0x53, 0xef]);
+        expect(&other, &guest(""), "not-recognised", Warning);
+    }
+    // One that lost some fields is still told by the others.
+    for (at, bytes) in [(24, [9, 0, 0, 0]), (32, [0; 4]), (40, [0; 4]), (76, [7; 4])] {
+        let report = image(&ext2(at, &bytes).as_slice(), &guest(""));
+        let known = report.findings.iter().all(|finding| finding.id.as_str() != "not-recognised");
+        assert!(known, "{at}: {report:#?}");
+    }
+    expect(&ext2(24, &[9]), &guest(""), "image-corrupt", Warning);
+    expect(&ext2(40, &[0; 4]), &guest(""), "image-corrupt", Warning);
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::cell::Cell;
 /// Where the superblock is.
 const SUPERBLOCK: u64 = 1024;
 const MAGIC: u16 = 0xef53;
+/// A block has 1 KiB, shifted by this at most.
+const BLOCK_SHIFT_MAX: u32 = 6;
 const ROOT: u64 = 2;
 /// Inode flags.
 const INODE_ENCRYPTED: u32 = 0x800;
@@ -28,9 +30,29 @@ const EXTENT_WRITTEN: u32 = 32768;
 pub(crate) const META_BG: u32 = 0x10;
 const WIDE: u32 = 0x80;
 
+/// How many fields of a superblock must be right beside its magic, which other bytes may be as well: one that was
+/// damaged in two of the eight is still told.
+const RIGHT_FIELDS: usize = 6;
+
 /// Whether a superblock is there.
 pub(crate) fn begins(head: &[u8]) -> bool {
-    u16_at(head, 1024 + 56) == MAGIC
+    let superblock = head.get(1024..).unwrap_or_default();
+    let field = |offset| u32_at(superblock, offset);
+    let small = |offset| u16_at(superblock, offset);
+    let fields = [
+        // Inodes and blocks, of all and of a group.
+        field(0) != 0,
+        field(4) != 0,
+        field(32) != 0,
+        field(40) != 0,
+        // The size of a block, the revision.
+        field(24) <= BLOCK_SHIFT_MAX,
+        field(76) <= 1,
+        // The state, and what is done on errors.
+        small(58) <= 7,
+        (1..=3).contains(&small(60)),
+    ];
+    small(56) == MAGIC && fields.iter().filter(|right| **right).count() >= RIGHT_FIELDS
 }
 
 /// An ext file system.
@@ -66,7 +88,7 @@ impl<'a> Ext<'a> {
         let superblock = exactly(&raw, SUPERBLOCK, 1024)?;
         let superblock = superblock.ok_or_else(|| Trouble::corrupt("the image ends within the superblock"))?;
         let shift = u32_at(&superblock, 24);
-        if shift > 6 {
+        if shift > BLOCK_SHIFT_MAX {
             return Err(Trouble::corrupt("the superblock has an impossible block size"));
         }
         if u32_at(&superblock, 40) == 0 || u32_at(&superblock, 32) == 0 {
@@ -139,7 +161,7 @@ impl<'a> Ext<'a> {
             return Ok(run);
         }
         let run = if inode.flags & INODE_EXTENTS != 0 {
-            self.extent(&inode.block, wanted)?
+            self.extent(inode, wanted)?
         } else {
             self.mapped(&inode.block, wanted)?
         };
@@ -148,8 +170,10 @@ impl<'a> Ext<'a> {
     }
 
     /// Looks a block up in a tree of extents.
-    fn extent(&self, root: &[u8], wanted: u64) -> Result<Run, Trouble> {
-        let mut node = root.to_vec();
+    fn extent(&self, inode: &Inode, wanted: u64) -> Result<Run, Trouble> {
+        let mut node = inode.block.clone();
+        // A hole ends with the file, or where another part of the tree begins.
+        let mut end = inode.size.div_ceil(self.block_bytes);
         for _ in 0..=EXTENT_DEPTH {
             if u16_at(&node, 0) != EXTENT_MAGIC {
                 return Err(Trouble::corrupt("an extent node has no magic"));
@@ -158,7 +182,7 @@ impl<'a> Ext<'a> {
             let entries = node.get(12..).unwrap_or_default().chunks_exact(12).take(count);
             let last = entries.clone().take_while(|entry| u64::from(u32_at(entry, 0)) <= wanted).last();
             let next = entries.map(|entry| u64::from(u32_at(entry, 0))).find(|first| *first > wanted);
-            let end = next.unwrap_or(u64::MAX);
+            end = next.unwrap_or(end).min(end);
             let hole = Run { first: wanted, blocks: end.saturating_sub(wanted), at: None };
             let Some(entry) = last else { return Ok(hole) };
             let first = u64::from(u32_at(entry, 0));
@@ -170,6 +194,9 @@ impl<'a> Ext<'a> {
                     return Ok(hole);
                 }
                 let at = u64::from(u32_at(entry, 8)) | (u64::from(u16_at(entry, 6)) << 32);
+                if at.saturating_add(blocks) > self.blocks() {
+                    return Err(Trouble::corrupt("an extent is behind the end of the file system"));
+                }
                 return Ok(Run { first, blocks, at: written.then_some(at) });
             }
             let at = u64::from(u32_at(entry, 4)) | (u64::from(u16_at(entry, 8)) << 32);
