@@ -152,8 +152,7 @@ fn hole_ends_where_the_next_leaf_of_extents_begins() {
 
 #[test]
 fn magic_alone_makes_no_ext() {
-    for other in [vec![0; 4096], b"some words ".repeat(1000), vec![0xff; 4096]] {
-        let mut other = other;
+    for mut other in [vec![0; 4096], b"some words ".repeat(1000), vec![0xff; 4096]] {
         other[1080..1082].copy_from_slice(&[0x53, 0xef]);
         expect(&other, &guest(""), "not-recognised", Warning);
     }
