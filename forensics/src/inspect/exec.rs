@@ -1,10 +1,10 @@
 //! Would the kernel run this program? The steps of execve, with a finding for each that fails.
 
-use super::bytes::{Bytes, size, up_to};
+use super::bytes::{size, up_to};
 use super::elf::{self, Elf, Fault};
 use super::scene::{Scene, Words};
 use super::tree::{File, Found, Kind, Node, NotFound, Tree, lookup};
-use super::{Architecture, libraries, program};
+use super::{Architecture, program};
 use wire::report::Confidence::{Certain, Likely};
 
 /// Scripts that may be the interpreter of one another (fs/exec.c: search_binary_handler).
@@ -233,7 +233,7 @@ fn shown(head: &[u8]) -> String {
 }
 
 /// Whether a program is for the guest; says so if not.
-pub(crate) fn machine(scene: &mut Scene<'_>, elf: &Elf, path: &str, role: Role) -> bool {
+pub(crate) fn machine(scene: &mut Scene<'_>, elf: &Elf, path: &str) -> bool {
     let (right, old) = match scene.guest.architecture {
         Architecture::X86_64 => (elf::X86_64, elf::I386),
         Architecture::Aarch64 => (elf::AARCH64, elf::ARM),
@@ -244,7 +244,7 @@ pub(crate) fn machine(scene: &mut Scene<'_>, elf: &Elf, path: &str, role: Role) 
     let own = elf::machine_name(elf.machine);
     let bits = if elf.is_64 { "64-bit" } else { "32-bit" };
     let evidence = [format!("{path} is a {bits} ELF file for {own}; the guest is {}", elf::machine_name(right))];
-    if elf.machine == old && !elf.is_64 && role != Role::Library {
+    if elf.machine == old && !elf.is_64 {
         let words = Words {
             what: &format_args!("{path} is a 32-bit program"),
             why: &"a 64-bit kernel runs it only if it was built to (CONFIG_IA32_EMULATION, CONFIG_COMPAT), and arm64 only on a CPU with AArch32; else error -8",
@@ -255,18 +255,26 @@ pub(crate) fn machine(scene: &mut Scene<'_>, elf: &Elf, path: &str, role: Role) 
     }
     let words = Words {
         what: &format_args!("{path} is for another architecture, {own}"),
-        why: &if role == Role::Init {
-            "the kernel says error -8 (exec format error)"
-        } else {
-            "the kernel says error -80, the dynamic loader `wrong ELF class` or that it cannot open the file"
-        },
+        why: &"the kernel says error -8 (exec format error)",
         remedy: &"use an image of the guest's architecture",
     };
     scene.fatal("elf-wrong-machine", Certain, &words, &evidence);
     false
 }
 
-/// What is looked at of a program that runs: its libraries.
-pub(crate) fn needed(scene: &mut Scene<'_>, tree: &dyn Tree, file: &dyn Bytes, elf: &Elf, path: &str) {
-    libraries::check(scene, tree, file, elf, path);
+/// Whether the dynamic loader or a library is for the machine of the program; says so if not.
+pub(crate) fn part_machine(scene: &mut Scene<'_>, elf: &Elf, path: &str, program: &Elf, program_path: &str) -> bool {
+    if (elf.machine, elf.is_64) == (program.machine, program.is_64) {
+        return true;
+    }
+    let shown =
+        |elf: &Elf| format!("{}, {}", if elf.is_64 { "64-bit" } else { "32-bit" }, elf::machine_name(elf.machine));
+    let words = Words {
+        what: &format_args!("{path} is for another machine than {program_path}, which needs it"),
+        why: &"the kernel says error -80, the dynamic loader `wrong ELF class` or that it cannot open the file",
+        remedy: &"use an image of the guest's architecture, with the libraries of its programs",
+    };
+    let evidence = [format!("{path}: {}", shown(elf)), format!("{program_path}: {}", shown(program))];
+    scene.fatal("elf-wrong-machine", Certain, &words, &evidence);
+    false
 }

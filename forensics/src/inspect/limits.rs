@@ -31,6 +31,8 @@ pub const PARTITIONS: usize = 128;
 pub const INITRAMFS_PARTS: usize = 32;
 /// The most shared libraries that are looked for.
 pub const LIBRARIES: usize = 64;
+/// The most folders of a RUNPATH, with those that are handed on to it, that are looked into.
+pub const RUN_PATH_FOLDERS: usize = 64;
 /// The most bytes of a program that are looked at for pages of zeros.
 pub const SCANNED_BYTES: u64 = 64 << 20;
 /// The most bytes of code in which jumps are followed from an entry.

@@ -19,6 +19,7 @@ mod kernel;
 mod kernel_config;
 mod libraries;
 pub mod limits;
+mod loader;
 mod packed;
 mod program;
 mod recognise;

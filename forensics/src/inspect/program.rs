@@ -3,8 +3,9 @@
 use super::bytes::size;
 use super::elf::{self, Elf, code, dynamic};
 use super::exec::{self, Role};
+use super::libraries::{self, Program};
 use super::scene::{Scene, Words};
-use super::tree::{File, Found, Kind, Tree, lookup};
+use super::tree::{File, Found, Kind, Node, Tree, lookup};
 use super::trouble::Trouble;
 use wire::report::Confidence::{Certain, Likely, Possible};
 
@@ -20,10 +21,11 @@ pub(crate) fn check(
     let bits = if elf.is_64 { "64-bit" } else { "32-bit" };
     let name = if role == Role::Init { "init-elf" } else { "interpreter-elf" };
     scene.fact(name, format_args!("{path}: {bits}, {}", elf::machine_name(elf.machine)));
-    if !exec::machine(scene, elf, path, role) {
+    if !exec::machine(scene, elf, path) {
         return false;
     }
     let sound = segments(scene, elf, file, path);
+    entry(scene, elf, path);
     if let Err(trouble) = first_code(scene, elf, file, path) {
         scene.trouble(path, &trouble);
     }
@@ -59,8 +61,9 @@ fn dynamic_program(
     scene.fact("elf-interpreter", format_args!("{path}: {shown}"));
     match lookup(tree, interpreter) {
         Found::Node(node, real) => {
-            let fine = loader(scene, tree, node, &real);
-            exec::needed(scene, tree, file, elf, path);
+            let program = Program { file, elf, path };
+            let fine = loader(scene, tree, node, &real, &program);
+            libraries::check(scene, tree, &program, &shown, &real);
             fine
         }
         Found::No(super::tree::NotFound::Unknown(trouble)) => {
@@ -86,7 +89,7 @@ fn dynamic_program(
 }
 
 /// Checks the dynamic loader.
-fn loader(scene: &mut Scene<'_>, tree: &dyn Tree, node: super::tree::Node, path: &str) -> bool {
+fn loader(scene: &mut Scene<'_>, tree: &dyn Tree, node: Node, path: &str, program: &Program<'_>) -> bool {
     let file = File { tree, node };
     if node.kind != Kind::File || node.mode & 0o111 == 0 {
         let words = Words {
@@ -99,9 +102,10 @@ fn loader(scene: &mut Scene<'_>, tree: &dyn Tree, node: super::tree::Node, path:
     }
     match Elf::read(&file) {
         Ok(elf) => {
-            if !exec::machine(scene, &elf, path, Role::Interpreter) {
+            if !exec::part_machine(scene, &elf, path, program.elf, program.path) {
                 return false;
             }
+            entry(scene, &elf, path);
             if let Err(trouble) = first_code(scene, &elf, &file, path) {
                 scene.trouble(path, &trouble);
             }
@@ -117,11 +121,10 @@ fn loader(scene: &mut Scene<'_>, tree: &dyn Tree, node: super::tree::Node, path:
 /// Checks the segments as mmap will; whether the kernel would take them. What dies once it runs is started all the same.
 pub(crate) fn segments(scene: &mut Scene<'_>, elf: &Elf, file: &File<'_>, path: &str) -> bool {
     let page = 4096_u64;
-    let loads: Vec<_> = elf.segments.iter().filter(|segment| segment.kind == elf::PT_LOAD).collect();
     let length = file.node.size;
     let mut fine = true;
     let remedy = "build or copy it anew, and compare checksums";
-    for segment in &loads {
+    for segment in elf.segments.iter().filter(|segment| segment.kind == elf::PT_LOAD) {
         let place = format!(
             "{path}: a segment of {} at {} of the file, address {:#x}",
             size(segment.file_bytes),
@@ -152,16 +155,20 @@ pub(crate) fn segments(scene: &mut Scene<'_>, elf: &Elf, file: &File<'_>, path: 
             fine = false;
         }
     }
+    fine
+}
+
+/// Checks that the first instruction is in code.
+fn entry(scene: &mut Scene<'_>, elf: &Elf, path: &str) {
     let entered = elf.segments.iter().any(|segment| segment.is_code() && segment.holds(elf.entry));
-    if loads.is_empty() || !entered {
+    if !entered {
         let words = Words {
             what: &format_args!("{path} is entered outside of its code"),
             why: &"its header is damaged; it dies of SIGSEGV at once (exitcode=0x0000000b)",
-            remedy: &remedy,
+            remedy: &"build or copy it anew, and compare checksums",
         };
         scene.fatal("elf-entry-outside-code", Certain, &words, &[format!("the entry is {:#x}", elf.entry)]);
     }
-    fine
 }
 
 /// Looks at the code: pages of zeros, the first instruction, and what needs a newer CPU.

@@ -103,10 +103,12 @@ pub(crate) fn filesystem(scene: &mut Scene<'_>, tree: &dyn Tree) {
     defaults(scene, tree);
 }
 
-/// The kernel tries one after the other, and takes the first that can be run.
+/// The kernel tries one after the other, and takes the first that can be run. Behind one of which that cannot be told,
+/// nothing ends the boot for certain.
 fn defaults(scene: &mut Scene<'_>, tree: &dyn Tree) {
     let mut failed: Vec<Report> = Vec::new();
     let mut absent = Vec::new();
+    let mut unknown = false;
     for init in DEFAULTS {
         let mut report = Report::default();
         let mut trial = Scene { guest: scene.guest, work: scene.work, report: &mut report, of: scene.of.clone() };
@@ -132,16 +134,17 @@ fn defaults(scene: &mut Scene<'_>, tree: &dyn Tree) {
             for before in failed {
                 merge(scene.report, before, true);
             }
-            merge(scene.report, report, false);
+            merge(scene.report, report, unknown);
             return;
         }
+        unknown |= report.worst() != Some(Severity::Fatal);
         failed.push(report);
     }
     if failed.is_empty() {
         no_default(scene, tree, &absent);
     }
     for report in failed {
-        merge(scene.report, report, false);
+        merge(scene.report, report, unknown);
     }
 }
 

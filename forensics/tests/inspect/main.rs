@@ -13,5 +13,7 @@ mod documented;
 mod filesystems;
 mod initramfs;
 mod kernels;
+mod libraries;
+mod linked;
 mod make;
 mod programs;

@@ -8,6 +8,7 @@ use crate::inspect::trouble::Trouble;
 /// Tags of dynamic entries (elf(5)).
 const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
+const DT_SONAME: u64 = 14;
 const DT_RPATH: u64 = 15;
 const DT_RUNPATH: u64 = 29;
 
@@ -15,8 +16,10 @@ const DT_RUNPATH: u64 = 29;
 const DYNAMIC_BYTES: u64 = 64 << 10;
 /// The most bytes of notes that are read.
 const NOTE_BYTES: u64 = 64 << 10;
-/// The longest name that is read.
+/// The longest name of a library that is read: longer ones are passed over.
 const NAME_BYTES: usize = 1024;
+/// The longest list of folders that is read.
+const RUN_PATH_BYTES: usize = 16 << 10;
 
 /// The note of GNU properties, and the property that says which level of x86-64 is needed (x86-64 psABI).
 const NT_GNU_PROPERTY_TYPE_0: u32 = 5;
@@ -27,8 +30,14 @@ const GNU_PROPERTY_X86_ISA_1_NEEDED: u32 = 0xc000_8002;
 pub(crate) struct Dynamic {
     /// The shared libraries that are needed, by name.
     pub(crate) needed: Vec<Vec<u8>>,
-    /// Where they are looked for first.
+    /// Where they are looked for first: the RUNPATH, or else the RPATH.
     pub(crate) run_path: Vec<u8>,
+    /// It is a RUNPATH, which is not handed on to the libraries.
+    pub(crate) has_runpath: bool,
+    /// It is longer than what was read of it.
+    pub(crate) path_is_cut: bool,
+    /// What a library is called.
+    pub(crate) soname: Option<Vec<u8>>,
 }
 
 /// Reads the dynamic section; nothing if there is none.
@@ -46,16 +55,21 @@ pub(crate) fn read(elf: &Elf, bytes: &dyn Bytes) -> Result<Option<Dynamic>, Trou
     let Some(strings) = value(DT_STRTAB).and_then(|address| elf.offset_of(address)) else {
         return Ok(Some(Dynamic::default()));
     };
-    let name = |offset: u64| -> Result<Vec<u8>, Trouble> {
-        Ok(before_nul(&up_to(bytes, strings.saturating_add(offset), NAME_BYTES)?).to_vec())
+    let name = |offset: u64, most: usize| -> Result<(Vec<u8>, bool), Trouble> {
+        let bytes = up_to(bytes, strings.saturating_add(offset), most)?;
+        Ok((before_nul(&bytes).to_vec(), bytes.len() == most && !bytes.contains(&0)))
     };
-    let needed = entries.iter().filter(|(tag, _)| *tag == DT_NEEDED).take(LIBRARIES);
-    let needed = needed.map(|(_, offset)| name(*offset)).collect::<Result<_, _>>()?;
-    let run_path = match value(DT_RUNPATH).or_else(|| value(DT_RPATH)) {
-        Some(offset) => name(offset)?,
-        None => Vec::new(),
+    let mut needed = Vec::new();
+    for (_, offset) in entries.iter().filter(|(tag, _)| *tag == DT_NEEDED).take(LIBRARIES) {
+        let (name, is_cut) = name(*offset, NAME_BYTES)?;
+        needed.extend((!is_cut).then_some(name));
+    }
+    let (run_path, path_is_cut) = match value(DT_RUNPATH).or_else(|| value(DT_RPATH)) {
+        Some(offset) => name(offset, RUN_PATH_BYTES)?,
+        None => Default::default(),
     };
-    Ok(Some(Dynamic { needed, run_path }))
+    let soname = value(DT_SONAME).map(|offset| name(offset, NAME_BYTES)).transpose()?.map(|(name, _)| name);
+    Ok(Some(Dynamic { needed, run_path, has_runpath: value(DT_RUNPATH).is_some(), path_is_cut, soname }))
 }
 
 /// The bits of x86-64 levels that the file says it needs: 1 is the baseline, 2, 4 and 8 are v2, v3 and v4.

@@ -10,13 +10,17 @@ use std::cell::Cell;
 /// Where the superblock is.
 const SUPERBLOCK: u64 = 1024;
 const MAGIC: u16 = 0xef53;
+/// A block has 1 KiB, shifted by this at most.
+const BLOCK_SHIFT_MAX: u32 = 6;
 const ROOT: u64 = 2;
 /// Inode flags.
 const INODE_ENCRYPTED: u32 = 0x800;
 const INODE_EXTENTS: u32 = 0x8_0000;
 const INODE_INLINE: u32 = 0x1000_0000;
-/// What is in the inode itself.
+/// What is in the inode itself, in the place of its blocks; and the attribute that has the rest.
 const INLINE_BYTES: usize = 60;
+const INLINE_REST: (u8, &[u8]) = (7, b"data");
+const ATTRIBUTES_MAGIC: u32 = 0xea02_0000;
 /// Levels of a tree of extents.
 const EXTENT_DEPTH: u16 = 5;
 const EXTENT_MAGIC: u16 = 0xf30a;
@@ -26,9 +30,29 @@ const EXTENT_WRITTEN: u32 = 32768;
 pub(crate) const META_BG: u32 = 0x10;
 const WIDE: u32 = 0x80;
 
+/// How many fields of a superblock must be right beside its magic, which other bytes may be as well: one that was
+/// damaged in two of the eight is still told.
+const RIGHT_FIELDS: usize = 6;
+
 /// Whether a superblock is there.
 pub(crate) fn begins(head: &[u8]) -> bool {
-    u16_at(head, 1024 + 56) == MAGIC
+    let superblock = head.get(1024..).unwrap_or_default();
+    let field = |offset| u32_at(superblock, offset);
+    let small = |offset| u16_at(superblock, offset);
+    let fields = [
+        // Inodes and blocks, of all and of a group.
+        field(0) != 0,
+        field(4) != 0,
+        field(32) != 0,
+        field(40) != 0,
+        // The size of a block, the revision.
+        field(24) <= BLOCK_SHIFT_MAX,
+        field(76) <= 1,
+        // The state, and what is done on errors.
+        small(58) <= 7,
+        (1..=3).contains(&small(60)),
+    ];
+    small(56) == MAGIC && fields.iter().filter(|right| **right).count() >= RIGHT_FIELDS
 }
 
 /// An ext file system.
@@ -50,6 +74,8 @@ struct Run {
 }
 
 struct Inode {
+    /// Where it is.
+    at: u64,
     mode: u32,
     size: u64,
     flags: u32,
@@ -62,7 +88,7 @@ impl<'a> Ext<'a> {
         let superblock = exactly(&raw, SUPERBLOCK, 1024)?;
         let superblock = superblock.ok_or_else(|| Trouble::corrupt("the image ends within the superblock"))?;
         let shift = u32_at(&superblock, 24);
-        if shift > 6 {
+        if shift > BLOCK_SHIFT_MAX {
             return Err(Trouble::corrupt("the superblock has an impossible block size"));
         }
         if u32_at(&superblock, 40) == 0 || u32_at(&superblock, 32) == 0 {
@@ -115,6 +141,7 @@ impl<'a> Ext<'a> {
         let bytes = exactly(&self.raw, at, 128)?;
         let bytes = bytes.ok_or_else(|| Trouble::Corrupt(format!("inode {number} is behind the end of the image")))?;
         Ok(Inode {
+            at,
             mode: u32::from(u16_at(&bytes, 0)),
             size: u64::from(u32_at(&bytes, 4)) | (u64::from(u32_at(&bytes, 108)) << 32),
             flags: u32_at(&bytes, 32),
@@ -134,7 +161,7 @@ impl<'a> Ext<'a> {
             return Ok(run);
         }
         let run = if inode.flags & INODE_EXTENTS != 0 {
-            self.extent(&inode.block, wanted)?
+            self.extent(inode, wanted)?
         } else {
             self.mapped(&inode.block, wanted)?
         };
@@ -143,8 +170,10 @@ impl<'a> Ext<'a> {
     }
 
     /// Looks a block up in a tree of extents.
-    fn extent(&self, root: &[u8], wanted: u64) -> Result<Run, Trouble> {
-        let mut node = root.to_vec();
+    fn extent(&self, inode: &Inode, wanted: u64) -> Result<Run, Trouble> {
+        let mut node = inode.block.clone();
+        // A hole ends with the file, or where another part of the tree begins.
+        let mut end = inode.size.div_ceil(self.block_bytes);
         for _ in 0..=EXTENT_DEPTH {
             if u16_at(&node, 0) != EXTENT_MAGIC {
                 return Err(Trouble::corrupt("an extent node has no magic"));
@@ -153,7 +182,7 @@ impl<'a> Ext<'a> {
             let entries = node.get(12..).unwrap_or_default().chunks_exact(12).take(count);
             let last = entries.clone().take_while(|entry| u64::from(u32_at(entry, 0)) <= wanted).last();
             let next = entries.map(|entry| u64::from(u32_at(entry, 0))).find(|first| *first > wanted);
-            let end = next.unwrap_or(u64::MAX);
+            end = next.unwrap_or(end).min(end);
             let hole = Run { first: wanted, blocks: end.saturating_sub(wanted), at: None };
             let Some(entry) = last else { return Ok(hole) };
             let first = u64::from(u32_at(entry, 0));
@@ -165,6 +194,9 @@ impl<'a> Ext<'a> {
                     return Ok(hole);
                 }
                 let at = u64::from(u32_at(entry, 8)) | (u64::from(u16_at(entry, 6)) << 32);
+                if at.saturating_add(blocks) > self.blocks() {
+                    return Err(Trouble::corrupt("an extent is behind the end of the file system"));
+                }
                 return Ok(Run { first, blocks, at: written.then_some(at) });
             }
             let at = u64::from(u32_at(entry, 4)) | (u64::from(u16_at(entry, 8)) << 32);
@@ -223,10 +255,8 @@ impl<'a> Ext<'a> {
             return Err(Trouble::Unsupported("a file is encrypted".into()));
         }
         if fast_link || inode.flags & INODE_INLINE != 0 {
-            if inode.size > INLINE_BYTES as u64 {
-                return Err(Trouble::Unsupported("a file is in its inode's attributes, which are not read".into()));
-            }
-            let from = usize::try_from(offset).ok().and_then(|offset| inode.block.get(offset..)).unwrap_or_default();
+            let data = self.inline(inode)?;
+            let from = usize::try_from(offset).ok().and_then(|offset| data.get(offset..)).unwrap_or_default();
             let count = from.len().min(length);
             if let (Some(to), Some(from)) = (buffer.get_mut(..count), from.get(..count)) {
                 to.copy_from_slice(from);
@@ -259,12 +289,30 @@ impl<'a> Ext<'a> {
         Ok(done)
     }
 
+    /// The bytes of a file or directory that is in its inode.
+    fn inline(&self, inode: &Inode) -> Result<Vec<u8>, Trouble> {
+        let mut data = inode.block.clone();
+        if inode.size > INLINE_BYTES as u64 {
+            let bytes = exactly(&self.raw, inode.at, usize::try_from(self.inode_bytes()).unwrap_or_default())?;
+            let rest = bytes.as_deref().and_then(inline_rest);
+            data.extend_from_slice(rest.unwrap_or_default());
+            if u64::try_from(data.len()).is_ok_and(|length| length < inode.size) {
+                return Err(Trouble::corrupt("a file in its inode lacks the rest, which should be in an attribute"));
+            }
+        }
+        Ok(data)
+    }
+
     /// Gives every entry of a directory to `visit`, until it has seen enough.
     fn visit(&self, directory: &Node, visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), Trouble> {
         let inode = self.inode(directory.id)?;
         if inode.flags & INODE_INLINE != 0 {
-            // The parent's number, then entries.
-            entries(inode.block.get(4..).unwrap_or_default(), visit);
+            // The parent's number, then entries; the rest has entries of its own.
+            let data = self.inline(&inode)?;
+            let (first, rest) = data.split_at_checked(INLINE_BYTES).unwrap_or_default();
+            if !entries(first.get(4..).unwrap_or_default(), visit) {
+                entries(rest, visit);
+            }
             return Ok(());
         }
         if inode.size > DIRECTORY_BYTES {
@@ -281,6 +329,22 @@ impl<'a> Ext<'a> {
         }
         Ok(())
     }
+}
+
+/// What an inode has of its file in an attribute, behind its own fields.
+fn inline_rest(inode: &[u8]) -> Option<&[u8]> {
+    let attributes = inode.get(usize::from(u16_at(inode, 128)).checked_add(128)?..)?;
+    let attributes = attributes.get(4..).filter(|_| u32_at(attributes, 0) == ATTRIBUTES_MAGIC)?;
+    let mut entry = attributes;
+    while u32_at(entry, 0) != 0 {
+        let name_end = usize::from(u8_at(entry, 0)).saturating_add(16);
+        if (u8_at(entry, 1), entry.get(16..name_end)?) == INLINE_REST {
+            let value = attributes.get(usize::from(u16_at(entry, 2))..)?;
+            return value.get(..usize::try_from(u32_at(entry, 8)).ok()?);
+        }
+        entry = entry.get(name_end.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 /// Goes through the entries of a block; whether the visitor has seen enough.
