@@ -79,7 +79,7 @@ enum Task {
         #[arg(long, value_name = "COMMAND")]
         run: Option<String>,
         /// Run those of the tests with Linux guests whose names contain FILTER, or one of its words ("" for all).
-        #[arg(long, value_name = "FILTER", conflicts_with_all = ["run", "bare"])]
+        #[arg(long, value_name = "FILTER", value_parser = test_names, conflicts_with_all = ["run", "bare"])]
         tests: Option<String>,
         /// The Debian release whose kernel the guests of --tests have.
         #[arg(long, value_name = "SUITE", default_value = lab::HOST_SUITE)]
@@ -131,6 +131,14 @@ enum Task {
     /// Check the repository's own rules: lengths, headers, architecture selectors, reasons in policies, machine paths,
     /// unsafe code only in modules that allow it.
     Tidy,
+}
+
+/// Words of which tests' names consist, which the lab's shell takes as they are.
+fn test_names(text: &str) -> Result<String, String> {
+    if text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ' ') {
+        return Ok(text.to_owned());
+    }
+    Err("name tests by letters, digits and underlines, with a space between them".to_owned())
 }
 
 fn main() -> ExitCode {
