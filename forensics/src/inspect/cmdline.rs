@@ -9,8 +9,8 @@ use wire::report::Confidence::{Certain, Likely};
 pub(crate) enum Layout<'a> {
     /// One file system of this kind.
     Whole(&'a str),
-    /// Partitions.
-    Partitions(&'a Table),
+    /// Partitions, and what file system begins at the first byte all the same, as on an ISO image that is also a disk.
+    Partitions(&'a Table, Option<&'a str>),
 }
 
 /// What root= asks for.
@@ -67,7 +67,8 @@ pub(crate) fn root(scene: &mut Scene<'_>, layout: &Layout<'_>) -> Option<u32> {
             of_whole(scene, &parsed, given, &evidence);
             None
         }
-        Layout::Partitions(table) => of_partitions(scene, &parsed, given, table, &evidence),
+        Layout::Partitions(_, Some(_)) if parsed == Root::First(None) => None,
+        Layout::Partitions(table, _) => of_partitions(scene, &parsed, given, table, &evidence),
     }
 }
 

@@ -87,6 +87,26 @@ fn root_parameter_that_fits_no_partition_is_told() {
 }
 
 #[test]
+fn iso_image_with_partitions_can_be_mounted_whole() {
+    let mut disk = mbr();
+    disk[0x8001..0x8006].copy_from_slice(b"CD001");
+    let report = clean(&disk, &guest("root=/dev/vda"));
+    assert_eq!(fact(&report, "filesystem"), "iso9660");
+    expect(&disk, &guest("root=/dev/vda3"), "root-partition-missing", Fatal);
+}
+
+#[test]
+fn encrypted_disk_can_be_opened_by_an_initramfs() {
+    let whole = [&b"LUKS\xba\xbe\x00\x02"[..], &[0; 4096]].concat();
+    expect(&whole, &guest("root=/dev/vda"), "cannot-look-inside", Warning);
+    let mut disk = mbr();
+    disk[SECOND * 512..SECOND * 512 + 4096].copy_from_slice(&whole[..4096]);
+    let report = image(&disk.as_slice(), &guest("root=/dev/vda2"));
+    assert_eq!(report.worst(), Some(Warning), "{report:#?}");
+    assert!(report.facts.iter().any(|fact| fact.value.to_string() == "LUKS"), "{report:#?}");
+}
+
+#[test]
 fn logical_partitions_count_from_five() {
     let mut disk = mbr();
     // The second entry becomes an extended partition in front of the file system.
