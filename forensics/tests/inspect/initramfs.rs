@@ -60,6 +60,16 @@ fn junk_behind_an_archive_takes_nothing_from_it() {
     }
 }
 
+#[test]
+fn few_bytes_behind_lz4_are_its_end() {
+    for length in 1..4 {
+        clean(&[fixture!("initramfs.cpio.lz4"), &[0; 3][..length]].concat(), &guest(""));
+        let (report, _) =
+            found(&[fixture!("initramfs.cpio.lz4"), &[7; 3][..length]].concat(), &guest(""), "initramfs-junk");
+        assert_eq!((report.worst(), fact(&report, "entries")), (Some(Warning), "9".into()));
+    }
+}
+
 fn junk_id(junk: &[u8]) -> &'static str {
     if junk.starts_with(b"something") { "initramfs-junk" } else { "lz4-frame-not-legacy" }
 }
