@@ -7,6 +7,7 @@ use super::cursor::Cursor;
 use super::initramfs_findings as findings;
 use super::limits::INITRAMFS_PARTS;
 use super::scene::{Scene, Words};
+use super::tree::Kind;
 use super::trouble::Trouble;
 use super::unpack::{End, Method, Unpacked};
 use std::rc::Rc;
@@ -60,6 +61,7 @@ const BUILT_IN: [(&[u8], u32); 3] = [(b"dev", 0o040_755), (b"dev/console", 0o020
 
 fn built_in(scene: &Scene<'_>, archive: &mut Archive<'_>) -> Result<(), Trouble> {
     for (path, mode) in BUILT_IN {
+        archive.paths.add(path, Kind::of_mode(mode), b"")?;
         archive.add(scene.work, &Member { path, mode, size: 0, offset: 0, hard_link: None })?;
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! of [`limits`].
 
 mod archive;
+mod archive_links;
 mod bytes;
 mod cmdline;
 mod cpio;

@@ -131,6 +131,23 @@ fn file_whose_folder_comes_later_is_not_unpacked() {
 }
 
 #[test]
+fn file_behind_a_link_to_a_folder_is_unpacked_where_the_link_leads() {
+    let base = || Cpio::default().folder("usr").folder("usr/sbin").link("sbin", "usr/sbin");
+    let split = base().file("sbin/start", &init());
+    clean(&split.clone().end(), &guest("rdinit=/usr/sbin/start"));
+    clean(&split.clone().link("init", "sbin/start").end(), &guest(""));
+    clean(&gzip(&split.end()), &guest("rdinit=/usr/sbin/start"));
+    // A folder that comes later takes the place of the link, and a link that of an empty folder only.
+    let replaced = base().folder("sbin").file("sbin/start", &init()).end();
+    clean(&replaced, &guest("rdinit=/sbin/start"));
+    expect(&replaced, &guest("rdinit=/usr/sbin/start"), "init-missing", Fatal);
+    let kept = Cpio::default().folder("sbin").file("sbin/start", &init()).link("sbin", "usr/sbin");
+    clean(&kept.end(), &guest("rdinit=/sbin/start"));
+    let nowhere = Cpio::default().link("sbin", "usr/sbin").file("sbin/start", &init()).end();
+    assert_eq!(image(&nowhere.as_slice(), &guest("rdinit=/sbin/start")).worst(), Some(Fatal));
+}
+
+#[test]
 fn init_is_followed_through_links_inside_the_image() {
     let base = || Cpio::default().folder("sbin").file("sbin/real", &init());
     clean(&base().link("init", "/sbin/real").end(), &guest(""));
