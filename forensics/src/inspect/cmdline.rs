@@ -45,6 +45,12 @@ fn parse(root: &str) -> Root<'_> {
     }
 }
 
+/// Whether root= names a partition of the first disk, or one by its id or name.
+pub(crate) fn names_a_partition(scene: &Scene<'_>) -> bool {
+    let root = scene.parameter("root").map(parse);
+    matches!(root, Some(Root::First(Some(_)) | Root::Uuid(_) | Root::Label(_)))
+}
+
 /// Checks root= against the disk; the partition that it names.
 pub(crate) fn root(scene: &mut Scene<'_>, layout: &Layout<'_>) -> Option<u32> {
     if let Layout::Whole(kind) = layout {

@@ -14,6 +14,7 @@ mod elf;
 mod exec;
 mod foreign;
 mod fs;
+mod gpt;
 mod initramfs;
 mod initramfs_findings;
 mod kernel;
