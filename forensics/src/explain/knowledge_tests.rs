@@ -168,7 +168,8 @@ fn stall_that_was_overcome_explains_nothing() {
         assert!(told(&format!("{boot}[   90.000000] reboot: Power down\n")).is_empty(), "{stall}");
         let killed = "[   90.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n";
         assert_eq!(told(&format!("{boot}{killed}")), ["init-exited"], "{stall}");
-        let rootless = "[   90.000000] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n";
+        let rootless =
+            "[   90.000000] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n";
         assert_eq!(told(&format!("{boot}{rootless}")), ["root-unmounted"], "{stall}");
     }
 }
