@@ -149,3 +149,48 @@ fn layers_are_named_and_no_function_stands_twice() {
 fn names_in_brackets_need_no_value() {
     assert_eq!(needed("x {a}[ {b}] {c}"), ["a", "c"]);
 }
+
+/// The ids of the findings of a log, the first of which explains it.
+fn told(log: &str) -> Vec<String> {
+    let report = console(log.as_bytes(), &HostEvidence::default());
+    report.findings.iter().map(|finding| finding.id.as_str().to_owned()).collect()
+}
+
+#[test]
+fn stall_that_was_overcome_explains_nothing() {
+    for stall in [
+        "rcu: INFO: rcu_sched self-detected stall on CPU",
+        "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [init:1]",
+        "INFO: task sh:7 blocked for more than 120 seconds.",
+    ] {
+        let boot = format!("[    1.000000] Run /init as init process\nhello\n[   40.000000] {stall}\n");
+        assert_eq!(told(&boot).len(), 1, "{stall}");
+        assert!(told(&format!("{boot}[   90.000000] reboot: Power down\n")).is_empty(), "{stall}");
+        let killed = "[   90.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n";
+        assert_eq!(told(&format!("{boot}{killed}")), ["init-exited"], "{stall}");
+        let rootless =
+            "[   90.000000] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n";
+        assert_eq!(told(&format!("{boot}{rootless}")), ["root-unmounted"], "{stall}");
+    }
+}
+
+#[test]
+fn junk_behind_an_initramfs_is_no_cause_of_what_its_init_did() {
+    for words in ["Initramfs unpacking failed: ", "rootfs image is not initramfs ("] {
+        let junk = format!("[    0.500000] {words}invalid magic at start of compressed archive)\n");
+        let boot = format!("{junk}[    1.000000] Run /init as init process\n");
+        let missing = "[    1.100000] Failed to execute /init (error -2)\n\
+                       [    1.200000] Kernel panic - not syncing: No working init found.\n";
+        assert_eq!(told(&format!("{boot}{missing}"))[0], "init-not-found");
+        let killed = "[    1.200000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n";
+        assert_eq!(told(&format!("{boot}{killed}")), ["init-exited", "initramfs-junk"]);
+        assert_eq!(told(&format!("{boot}[    9.000000] reboot: Power down\n")), ["initramfs-junk"]);
+    }
+}
+
+#[test]
+fn kernel_is_not_silent_where_a_program_said_something() {
+    let log = "[    0.000000] Linux version 6.1.0 (debian) #1\n[    0.678430] clk: Disabling unused clocks\n";
+    assert_eq!(told(log), ["kernel-silent"]);
+    assert!(told(&format!("{log}Welcome!\n")).is_empty());
+}

@@ -3,6 +3,7 @@
 //! A path is told by 64 bits of FNV-1a. An archive can be made so that two paths collide; then this report is wrong and
 //! nothing else.
 
+use super::archive_links::Links;
 use super::bytes::Bytes;
 use super::limits::{self, Work};
 use super::tree::{Kind, Node, Tree};
@@ -58,16 +59,24 @@ pub(crate) struct Archive<'a> {
     implied: BTreeSet<u64>,
     versions: Vec<(u64, Vec<u8>)>,
     parents_first: bool,
+    /// Where paths lead, as far as it is unpacked.
+    pub(super) paths: Links,
     /// Of the newest chunk, where each path is.
     newest: BTreeMap<u64, usize>,
 }
 
 /// The components of a path.
-fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".")
 }
 
-fn extend(hash: u64, name: &[u8]) -> u64 {
+/// What identifies the root.
+pub(super) fn root_hash() -> u64 {
+    FNV_BASIS
+}
+
+/// What identifies a name in a directory.
+pub(super) fn extend(hash: u64, name: &[u8]) -> u64 {
     std::iter::once(&b'/').chain(name).fold(hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME))
 }
 
@@ -101,6 +110,7 @@ impl<'a> Archive<'a> {
             implied: BTreeSet::new(),
             versions: Vec::new(),
             parents_first,
+            paths: Links::default(),
             newest: BTreeMap::new(),
         }
     }

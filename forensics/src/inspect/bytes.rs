@@ -114,7 +114,16 @@ pub(crate) fn before_nul(bytes: &[u8]) -> &[u8] {
 
 /// Where `needle` first is in `bytes`.
 pub(crate) fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
-    bytes.windows(needle.len().max(1)).position(|window| window == needle)
+    let first = *needle.first()?;
+    let mut from = 0;
+    loop {
+        let rest = bytes.get(from..)?;
+        from = from.saturating_add(rest.iter().position(|byte| *byte == first)?);
+        if bytes.get(from..)?.starts_with(needle) {
+            return Some(from);
+        }
+        from = from.saturating_add(1);
+    }
 }
 
 /// A size for people.
@@ -163,6 +172,14 @@ mod tests {
         assert_eq!(exactly(&raw, 1, 3).unwrap(), None);
         assert_eq!(up_to(&raw, u64::MAX, 10).unwrap(), b"");
         assert_eq!(work.read_bytes(), 4);
+    }
+
+    #[test]
+    fn needle_is_found_where_it_is_first() {
+        assert_eq!(find(b"a needless needle", b"needle"), Some(2));
+        assert_eq!(find(b"nnneedle", b"needle"), Some(2));
+        assert_eq!(find(b"a needl", b"needle"), None);
+        assert_eq!(find(b"", b"n"), None);
     }
 
     #[test]

@@ -9,8 +9,8 @@ use wire::report::Confidence::{Certain, Likely};
 pub(crate) enum Layout<'a> {
     /// One file system of this kind.
     Whole(&'a str),
-    /// Partitions.
-    Partitions(&'a Table),
+    /// Partitions, and what file system begins at the first byte all the same, as on an ISO image that is also a disk.
+    Partitions(&'a Table, Option<&'a str>),
 }
 
 /// What root= asks for.
@@ -45,6 +45,12 @@ fn parse(root: &str) -> Root<'_> {
     }
 }
 
+/// Whether root= names a partition of the first disk, or one by its id or name.
+pub(crate) fn names_a_partition(scene: &Scene<'_>) -> bool {
+    let root = scene.parameter("root").map(parse);
+    matches!(root, Some(Root::First(Some(_)) | Root::Uuid(_) | Root::Label(_)))
+}
+
 /// Checks root= against the disk; the partition that it names.
 pub(crate) fn root(scene: &mut Scene<'_>, layout: &Layout<'_>) -> Option<u32> {
     if let Layout::Whole(kind) = layout {
@@ -67,7 +73,8 @@ pub(crate) fn root(scene: &mut Scene<'_>, layout: &Layout<'_>) -> Option<u32> {
             of_whole(scene, &parsed, given, &evidence);
             None
         }
-        Layout::Partitions(table) => of_partitions(scene, &parsed, given, table, &evidence),
+        Layout::Partitions(_, Some(_)) if parsed == Root::First(None) => None,
+        Layout::Partitions(table, _) => of_partitions(scene, &parsed, given, table, &evidence),
     }
 }
 

@@ -160,26 +160,55 @@ fn member(
         cursor.seek(next);
         return Ok(None);
     }
+    let kind = Kind::of_mode(header.mode);
+    let shown = || String::from_utf8_lossy(path).into_owned();
+    let length = usize::try_from(header.size).unwrap_or(usize::MAX);
+    let cut = |body: &[u8]| {
+        let missing = u64::try_from(length.saturating_sub(body.len())).unwrap_or(u64::MAX);
+        Fault::CutBody { path: shown(), size: header.size, missing }
+    };
+    cursor.seek(body_at);
+    let mut target = Vec::new();
+    if kind == Kind::Link {
+        if length > PATH_BYTES {
+            // The kernel passes over such a link.
+            cursor.seek(next);
+            return Ok(None);
+        }
+        target = cursor.take(length)?;
+        if target.len() < length {
+            return Ok(Some(cut(&target)));
+        }
+    }
     // Hard links are counted anew after each trailer.
     let hard_link = header.hard_link().map(|key| key ^ link_space);
-    let entry = Member { path, mode: header.mode, size: header.size, offset: body_at, hard_link };
-    archive.add(work, &entry)?;
-    cursor.seek(body_at);
-    let shown = || String::from_utf8_lossy(path).into_owned();
-    if archive.wants(&entry) {
-        let length = usize::try_from(header.size).unwrap_or(usize::MAX);
+    let resolved = archive.paths.resolve(path);
+    let own = resolved.as_deref().unwrap_or(path);
+    let entry = Member { path: own, mode: header.mode, size: header.size, offset: body_at, hard_link };
+    // What lies behind a link that leads nowhere is not made.
+    let made = resolved.is_some() && archive.paths.add(own, kind, super::bytes::before_nul(&target))?;
+    if made {
+        archive.add(work, &entry)?;
+    }
+    if kind == Kind::Link {
+        if made && archive.wants(&entry) {
+            archive.keep(kind, target);
+        }
+        cursor.seek(next);
+        return Ok(None);
+    }
+    if made && archive.wants(&entry) {
         let body = cursor.take(length)?;
         if body.len() < length {
-            let missing = u64::try_from(length.saturating_sub(body.len())).unwrap_or(u64::MAX);
-            return Ok(Some(Fault::CutBody { path: shown(), size: header.size, missing }));
+            return Ok(Some(cut(&body)));
         }
         let sum = sum_of(&body);
-        archive.keep(Kind::of_mode(header.mode), body);
+        archive.keep(kind, body);
         cursor.seek(next);
-        let wrong = header.crc && Kind::of_mode(header.mode) == Kind::File && sum != header.sum;
+        let wrong = header.crc && kind == Kind::File && sum != header.sum;
         return Ok(wrong.then(|| Fault::Checksum { path: shown() }));
     }
-    if header.crc && Kind::of_mode(header.mode) == Kind::File && header.size > 0 {
+    if header.crc && kind == Kind::File && header.size > 0 {
         if let Some(fault) = check_sum(cursor, header, &shown)? {
             return Ok(Some(fault));
         }

@@ -1,13 +1,14 @@
-//! Partition tables: GPT (UEFI 2.10, 5.3) and MBR with logical partitions, numbered as Linux numbers them.
+//! Partition tables: MBR with logical partitions, numbered as Linux numbers them, and GPT, which has a file of its own.
 
-use super::bytes::{Bytes, Raw, exactly, size, u8_at, u16_at, u32_at, u64_at, up_to, uuid};
+use super::bytes::{Bytes, Raw, exactly, size, u8_at, u16_at, u32_at};
+use super::gpt;
 use super::limits::PARTITIONS;
 use super::scene::{Scene, Words};
 use super::trouble::Trouble;
-use wire::report::Confidence::{Certain, Likely};
+use wire::report::Confidence::Certain;
 
-const SECTOR: u64 = 512;
-const GPT_MAGIC: &[u8] = b"EFI PART";
+/// Bytes of a sector, as the disk of a guest has them.
+pub(super) const SECTOR: u64 = 512;
 /// Types of MBR partitions that hold further ones, and the one that stands for a GPT.
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 const PROTECTIVE: u8 = 0xee;
@@ -45,81 +46,12 @@ pub(crate) fn read(scene: &mut Scene<'_>, raw: &Raw<'_>) -> Result<Option<Table>
         return Ok(None);
     }
     if entries.iter().any(|entry| u8_at(entry, 4) == PROTECTIVE) {
-        for sector in [SECTOR, 4096] {
-            if let Some(table) = gpt(scene, raw, sector)? {
-                return Ok(Some(table));
-            }
-        }
-        let words = Words {
-            what: &"the disk has a protective MBR but no GPT that can be read",
-            why: &"its partitions do not exist for the kernel, and root= finds none",
-            remedy: &"copy the image anew and whole, or repair the table with sgdisk",
-        };
-        scene.fatal("gpt-missing", Likely, &words, &[]);
-        return Ok(Some(Table { kind: "GPT", partitions: Vec::new(), more: false }));
+        return gpt::read(scene, raw).map(Some);
     }
     if entries.iter().all(|entry| u32_at(entry, 12) == 0) {
         return Ok(None);
     }
     mbr_table(raw, &mbr).map(Some)
-}
-
-/// Computes the check sum of a GPT.
-fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    crc.update(bytes);
-    crc.sum()
-}
-
-fn gpt(scene: &mut Scene<'_>, raw: &Raw<'_>, sector: u64) -> Result<Option<Table>, Trouble> {
-    let header = up_to(raw, sector, 92)?;
-    if !header.starts_with(GPT_MAGIC) {
-        return Ok(None);
-    }
-    let mut plain = header.clone();
-    if let Some(field) = plain.get_mut(16..20) {
-        field.fill(0);
-    }
-    let (count, entry_bytes) = (u32_at(&header, 80), usize::try_from(u32_at(&header, 84)).unwrap_or(0));
-    if !(128..=4096).contains(&entry_bytes) {
-        return Err(Trouble::corrupt("the GPT has entries of an impossible size"));
-    }
-    let looked_at = usize::try_from(count).unwrap_or(usize::MAX).min(PARTITIONS);
-    let entries = up_to(raw, u64_at(&header, 72).saturating_mul(sector), entry_bytes.saturating_mul(looked_at))?;
-    let entries_right = usize::try_from(count) != Ok(looked_at) || crc32(&entries) == u32_at(&header, 88);
-    if u32_at(&header, 12) != 92 || crc32(&plain) != u32_at(&header, 16) || !entries_right {
-        let words = Words {
-            what: &"the primary GPT does not have the check sum that it says",
-            why: &"the table was damaged or changed by hand; the kernel looks for the one at the end of the disk",
-            remedy: &"repair it with sgdisk --verify and sgdisk -e",
-        };
-        scene.warn("gpt-damaged", Certain, &words, &[]);
-    }
-    let mut partitions = Vec::new();
-    for (number, entry) in (1_u32..).zip(entries.chunks_exact(entry_bytes)) {
-        if entry.get(..16).is_none_or(|kind| kind.iter().all(|byte| *byte == 0)) {
-            continue;
-        }
-        let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
-        let name: Vec<u16> =
-            (0..36_usize).map(|index| u16_at(entry, index.saturating_mul(2).saturating_add(56))).collect();
-        let name = name.split(|unit| *unit == 0).next().unwrap_or_default();
-        partitions.push(Partition {
-            number,
-            offset: first.saturating_mul(sector),
-            length: last.saturating_sub(first).saturating_add(1).saturating_mul(sector),
-            uuid: guid(entry.get(16..32).unwrap_or_default()),
-            label: String::from_utf16_lossy(name),
-        });
-    }
-    let more = usize::try_from(count).is_ok_and(|count| count > PARTITIONS);
-    Ok(Some(Table { kind: "GPT", partitions, more }))
-}
-
-/// A GUID: its first three numbers are little-endian.
-fn guid(bytes: &[u8]) -> String {
-    const ORDER: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-    uuid(&ORDER.map(|index| u8_at(bytes, index)))
 }
 
 fn mbr_table(raw: &Raw<'_>, mbr: &[u8]) -> Result<Table, Trouble> {

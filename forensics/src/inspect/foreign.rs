@@ -6,7 +6,7 @@ use super::trouble::Trouble;
 use wire::report::Confidence::{Certain, Likely};
 
 /// A container format by its magic: offset, magic, name, remedy.
-const FORMATS: [(usize, &[u8], &str, &str); 14] = [
+const FORMATS: [(usize, &[u8], &str, &str); 13] = [
     (0, b"QFI\xfb", "a qcow2 disk", "convert it: qemu-img convert -O raw IMAGE disk.raw"),
     (0, b"KDMV", "a VMDK disk", "convert it: qemu-img convert -O raw IMAGE disk.raw"),
     (
@@ -24,7 +24,6 @@ const FORMATS: [(usize, &[u8], &str, &str); 14] = [
     (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it, and give what is in it"),
     (0, b"!<arch>\n", "an ar archive or a Debian package", "unpack it with dpkg -x, and give what is in it"),
     (0, &[0xed, 0xab, 0xee, 0xdb], "an RPM package", "unpack it with rpm2cpio, and give what is in it"),
-    (0, b"LUKS\xba\xbe", "an encrypted disk (LUKS)", "only an initramfs with the key can open it; the kernel cannot"),
     (
         0,
         &[0x27, 0x05, 0x19, 0x56],
@@ -33,8 +32,11 @@ const FORMATS: [(usize, &[u8], &str, &str); 14] = [
     ),
 ];
 
+const LUKS: &str = "LUKS";
+
 /// File systems that are known by name alone: offset, magic, name.
-const FILESYSTEMS: [(usize, &[u8], &str); 12] = [
+const FILESYSTEMS: [(usize, &[u8], &str); 13] = [
+    (0, b"LUKS\xba\xbe", LUKS),
     (0, b"XFSB", "xfs"),
     (0x10040, b"_BHRfS_M", "btrfs"),
     (0x8001, b"CD001", "iso9660"),
@@ -69,6 +71,14 @@ pub(crate) fn filesystem_name(head: &[u8]) -> Option<&'static str> {
 /// Says that a file system is not read here.
 pub(crate) fn cannot_look(scene: &mut Scene<'_>, head: &[u8]) {
     let name = filesystem_name(head).unwrap_or("unknown");
+    if name == LUKS {
+        let words = Words {
+            what: &"it is encrypted (LUKS)",
+            why: &"only an initramfs with the key can open it; the kernel cannot mount it by itself",
+            remedy: &"see that the initramfs opens it; boot it to find out the rest",
+        };
+        return scene.warn("cannot-look-inside", Certain, &words, &[]);
+    }
     let words = Words {
         what: &format_args!("the file system is {name}, which this program does not read"),
         why: &"whether it has an init that can run was not looked at",

@@ -7,6 +7,7 @@ use super::cursor::Cursor;
 use super::initramfs_findings as findings;
 use super::limits::INITRAMFS_PARTS;
 use super::scene::{Scene, Words};
+use super::tree::Kind;
 use super::trouble::Trouble;
 use super::unpack::{End, Method, Unpacked};
 use std::rc::Rc;
@@ -60,6 +61,7 @@ const BUILT_IN: [(&[u8], u32); 3] = [(b"dev", 0o040_755), (b"dev/console", 0o020
 
 fn built_in(scene: &Scene<'_>, archive: &mut Archive<'_>) -> Result<(), Trouble> {
     for (path, mode) in BUILT_IN {
+        archive.paths.add(path, Kind::of_mode(mode), b"")?;
         archive.add(scene.work, &Member { path, mode, size: 0, offset: 0, hard_link: None })?;
     }
     Ok(())
@@ -89,8 +91,9 @@ fn walk<'a>(
             findings::variant(&mut scene, method, &rest)?;
             packed(&mut scene, rest, method, archive, totals)?
         } else {
-            findings::unknown(&mut scene, position, &head);
-            totals.cut = true;
+            findings::unknown(&mut scene, position, &head, number > 1);
+            // Behind another part there is nothing more that the kernel would take up.
+            totals.cut |= number == 1;
             None
         };
         let Some(taken) = taken.filter(|taken| *taken > 0) else { return Ok(()) };
@@ -112,10 +115,10 @@ fn plain<'a>(
     loop {
         match archives(scene, &mut cursor, archive, totals)? {
             // What follows is taken up all the same.
-            Some(Fault::NoTrailer) => findings::fault(scene, &Fault::NoTrailer, rest.len()),
+            Some(Fault::NoTrailer) => findings::fault(scene, &Fault::NoTrailer, rest.len(), None),
             Some(fault) => {
                 totals.unpacked = totals.unpacked.saturating_add(cursor.position());
-                findings::fault(scene, &fault, rest.len());
+                findings::fault(scene, &fault, rest.len(), None);
                 return Ok(None);
             }
             None => {}
@@ -163,13 +166,13 @@ fn packed<'a>(
         (Some(End::Whole { packed, unpacked }), Ok(fault)) => {
             totals.unpacked = totals.unpacked.saturating_add(*unpacked);
             if let Some(fault) = &fault {
-                findings::fault(scene, fault, *unpacked);
+                findings::fault(scene, fault, *unpacked, Some(method));
             }
             Ok(matches!(fault, None | Some(Fault::NoTrailer)).then_some(*packed))
         }
         (None, Ok(fault)) => {
             if let Some(fault) = &fault {
-                findings::fault(scene, fault, 0);
+                findings::fault(scene, fault, 0, Some(method));
             }
             Ok(None)
         }

@@ -6,13 +6,15 @@ use super::scene::{Scene, Words};
 use super::trouble::Trouble;
 use super::unpack::Method;
 use wire::report::Confidence::{Certain, Likely, Possible};
+use wire::report::Severity;
 
 /// Memory that a kernel needs for itself, at the least.
 const KERNEL_BYTES: u64 = 48 << 20;
 
-/// A cpio that ends wrong.
-pub(super) fn fault(scene: &mut Scene<'_>, fault: &Fault, end: u64) {
-    let at = format!("the bytes end at {end}");
+/// A cpio that ends wrong, at `end` of the part that it is in, or of what that part unpacks to.
+pub(super) fn fault(scene: &mut Scene<'_>, fault: &Fault, end: u64, inside: Option<Method>) {
+    let part = inside.map_or(String::new(), |method| format!(" inside the {}-compressed part", method.name()));
+    let at = format!("the bytes{part} end at {end}");
     let again = "make or copy the archive anew, and compare checksums";
     match fault {
         Fault::CutBody { path, size: bytes, missing } => {
@@ -35,7 +37,7 @@ pub(super) fn fault(scene: &mut Scene<'_>, fault: &Fault, end: u64) {
         }
         Fault::NoTrailer => {
             let words = Words {
-                what: &"the archive has no TRAILER!!! entry at its end",
+                what: &format_args!("the archive{part} has no TRAILER!!! entry at its end"),
                 why: &"the kernel does not mind, but it may have been cut between two files",
                 remedy: &again,
             };
@@ -91,24 +93,26 @@ pub(super) fn broken(scene: &mut Scene<'_>, method: Method, unpacked: u64, why: 
     scene.fatal("initramfs-stream-broken", Likely, &words, &evidence);
 }
 
-/// Bytes that are neither cpio nor a compression that the kernel knows.
-pub(super) fn unknown(scene: &mut Scene<'_>, position: u64, head: &[u8]) {
+/// Bytes that are neither cpio nor a compression that the kernel knows. Behind another part they take nothing from it: the
+/// kernel keeps what it unpacked and goes on.
+pub(super) fn unknown(scene: &mut Scene<'_>, position: u64, head: &[u8], behind_another: bool) {
     let evidence = [format!("at {position} stands {}", hex(head))];
+    let severity = if behind_another { Severity::Warning } else { Severity::Fatal };
     if head.starts_with(&[0x04, 0x22, 0x4d, 0x18]) {
         let words = Words {
             what: &"the initramfs is compressed with lz4 in a frame that the kernel does not read",
             why: &"it reads the legacy frame only, and will say `invalid magic at start of compressed archive`",
             remedy: &"compress it with lz4 -l",
         };
-        scene.fatal("lz4-frame-not-legacy", Certain, &words, &evidence);
+        scene.find(("lz4-frame-not-legacy", severity, Certain), &words, &evidence);
         return;
     }
     let words = Words {
         what: &"a part of the initramfs is neither cpio nor compressed in a way that the kernel knows",
-        why: &"it will say `invalid magic at start of compressed archive`; what stands before is unpacked",
+        why: &"it will say `invalid magic at start of compressed archive`, and goes on with what stands before",
         remedy: &"see what was appended, or make the initramfs anew",
     };
-    scene.fatal("initramfs-junk", Likely, &words, &evidence);
+    scene.find(("initramfs-junk", severity, Likely), &words, &evidence);
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -165,8 +169,10 @@ pub(super) fn memory(scene: &mut Scene<'_>, packed: u64, unpacked: u64) {
         format!("the initramfs has {}, unpacked {}", size(packed), size(unpacked)),
         format!("the guest has {} of memory", size(memory)),
     ];
-    // Without root= it is unpacked into a tmpfs, which may use half of the memory.
-    let half = scene.parameter("root").is_none() && unpacked > memory / 2;
+    // Without root= it is unpacked into a tmpfs, which may use half of the memory, unless rootfstype= names others.
+    let tmpfs = scene.parameter("root").is_none_or(str::is_empty)
+        && scene.parameter("rootfstype").is_none_or(|types| types.contains("tmpfs"));
+    let half = tmpfs && unpacked > memory / 2;
     if need > memory || half {
         let why: &str = if need > memory {
             "while it is unpacked, memory must hold both, and the kernel: `Initramfs unpacking failed: write error`, or the kernel runs out of memory"

@@ -5,7 +5,8 @@ use std::cell::Cell;
 
 /// The most bytes that one compressed stream may unpack to before it is left. A decompression bomb costs this.
 pub const STREAM_BYTES: u64 = 1 << 30;
-/// The most bytes that are read or unpacked in one inspection, all streams and repetitions together.
+/// The most bytes that are read or unpacked in one inspection, all streams and repetitions together; a byte of a slow method
+/// counts as several.
 pub const WORK_BYTES: u64 = 3 << 30;
 /// The most entries of an archive that are kept, at 32 bytes each.
 pub const ARCHIVE_ENTRIES: u64 = 1_500_000;
@@ -108,9 +109,14 @@ impl Work {
 
     /// Counts bytes unpacked.
     pub(super) fn unpack(&self, bytes: usize) -> Result<(), Trouble> {
+        self.unpack_by(1, bytes)
+    }
+
+    /// Counts bytes unpacked by a method that is so many times slower than the fastest.
+    pub(super) fn unpack_by(&self, weight: u64, bytes: usize) -> Result<(), Trouble> {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.unpacked.set(self.unpacked.get().saturating_add(bytes));
-        self.cost(bytes)
+        self.cost(bytes.saturating_mul(weight))
     }
 
     /// Counts a step over so many bytes that are in memory already.

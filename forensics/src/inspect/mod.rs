@@ -4,6 +4,7 @@
 //! of [`limits`].
 
 mod archive;
+mod archive_links;
 mod bytes;
 mod cmdline;
 mod cpio;
@@ -13,6 +14,7 @@ mod elf;
 mod exec;
 mod foreign;
 mod fs;
+mod gpt;
 mod initramfs;
 mod initramfs_findings;
 mod kernel;

@@ -58,7 +58,7 @@ fn dispatch(scene: &mut Scene<'_>, raw: Raw<'_>, head: &[u8]) -> Result<(), Trou
         return Ok(());
     }
     if let Some(table) = disk::read(scene, &raw)? {
-        return whole_disk(scene, raw, &table);
+        return whole_disk(scene, raw, &table, foreign::filesystem_name(head));
     }
     if let Some(method) = Method::of(head) {
         return packed::inspect(scene, raw, method);
@@ -128,9 +128,17 @@ fn tree(scene: &mut Scene<'_>, tree: &dyn Tree) {
 }
 
 /// A disk: each partition for itself. Only the one that is root= must have an init.
-fn whole_disk(scene: &mut Scene<'_>, raw: Raw<'_>, table: &disk::Table) -> Result<(), Trouble> {
+fn whole_disk(
+    scene: &mut Scene<'_>,
+    raw: Raw<'_>,
+    table: &disk::Table,
+    mountable: Option<&str>,
+) -> Result<(), Trouble> {
     disk::check(scene, &raw, table);
-    let root = cmdline::root(scene, &Layout::Partitions(table));
+    if let Some(name) = mountable {
+        scene.fact("filesystem", name);
+    }
+    let root = cmdline::root(scene, &Layout::Partitions(table, mountable));
     for partition in &table.partitions {
         let part = raw.part(partition.offset, partition.length);
         let mut scene = scene.part(format_args!("partition {}", partition.number));

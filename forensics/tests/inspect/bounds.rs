@@ -89,13 +89,58 @@ fn decompression_bombs_end_at_their_bound() {
         gzip.write_all(&zeros).unwrap();
     }
     let gzip = gzip.finish().unwrap();
-    for (name, bytes) in [("gzip", gzip.as_slice()), ("xz", fixture!("zeros.xz")), ("zstd", fixture!("zeros.zst"))] {
+    // A byte of xz counts as six.
+    for (name, bytes, weight) in
+        [("gzip", gzip.as_slice(), 1), ("xz", fixture!("zeros.xz"), 6), ("zstd", fixture!("zeros.zst"), 1)]
+    {
         // A stream may have half of it: 16 MiB, of the 32 MiB that are in each.
         let work = Work::limited(32 << 20);
         let report = measured(&format!("a bomb of {name}"), &bytes, &work);
         assert!(has(&report, "too-large-to-look-at"), "{name}: {report:#?}");
-        assert!(work.unpacked_bytes() <= (32 << 20) + (1 << 20), "{name}: {work:?}");
+        assert!(work.unpacked_bytes() <= (32 << 20) / weight + (1 << 20), "{name}: {work:?}");
     }
+}
+
+#[test]
+fn tiny_blocks_of_lz4_cost_what_is_in_them() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // The magic, and blocks of one literal each: a block may have 8 MiB, which none of these has.
+    let mut bomb = vec![0x02, 0x21, 0x4c, 0x18];
+    bomb.extend_from_slice(&[2, 0, 0, 0, 0x10, b'0'].repeat(50_000));
+    let (work, start) = (Work::default(), Instant::now());
+    measured("many tiny blocks of lz4", &bomb.as_slice(), &work);
+    // To clear the room for each would take more than a minute.
+    assert!(start.elapsed().as_secs() < 20 && work.unpacked_bytes() < 1 << 20, "{work:?}");
+}
+
+/// An erofs with blocks of 64 KiB, whose root directory is the second of them.
+fn erofs(directory: &[u8]) -> Vec<u8> {
+    let mut disk = vec![0; 1 << 16];
+    let mut put = |at: usize, bytes: &[u8]| disk[at..at + bytes.len()].copy_from_slice(bytes);
+    put(1024, &0xe0f5_e1e2_u32.to_le_bytes());
+    put(1024 + 12, &[16]);
+    put(1024 + 14, &64_u16.to_le_bytes());
+    put(64 * 32 + 4, &0o040_755_u16.to_le_bytes());
+    put(64 * 32 + 8, &(directory.len() as u32).to_le_bytes());
+    put(64 * 32 + 16, &1_u32.to_le_bytes());
+    disk.extend_from_slice(directory);
+    disk
+}
+
+#[test]
+fn names_of_erofs_that_overlap_are_not_looked_through() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Every other name begins near the beginning of the block and ends with it.
+    let mut directory = [[1, 1, 1, 1, 1, 1, 1, 1, 0xf4, 0xff, 1, 1], [1; 12]].concat().repeat(2730);
+    directory.resize(1 << 16, 1);
+    let report = measured("overlapping names of erofs", &erofs(&directory).as_slice(), &Work::default());
+    assert!(has(&report, "image-corrupt") && !has(&report, "init-missing"), "{report:#?}");
+    // With names as they should be, all are looked through.
+    let mut directory = vec![0; 12];
+    directory[8] = 12;
+    directory.extend_from_slice(b"etc");
+    let report = measured("an erofs with one name", &erofs(&directory).as_slice(), &Work::default());
+    assert!(has(&report, "init-missing"), "{report:#?}");
 }
 
 #[test]

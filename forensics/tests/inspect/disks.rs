@@ -32,34 +32,48 @@ fn crc(bytes: &[u8]) -> [u8; 4] {
 
 fn gpt() -> Vec<u8> {
     let mut disk = mbr();
+    protect(&mut disk);
+    let (header, entries) = gpt_at(1, 2, 1);
+    disk[512..1024].copy_from_slice(&header);
+    disk[1024..1024 + entries.len()].copy_from_slice(&entries);
+    // The one at the end.
+    let last = disk.len() - 512;
+    disk[last..].copy_from_slice(&gpt_at(511, 2, 1).0);
+    disk
+}
+
+fn protect(disk: &mut [u8]) {
     disk[446..510].fill(0);
     disk[450] = 0xee;
     disk[454] = 1;
     disk[458..462].copy_from_slice(&511_u32.to_le_bytes());
+}
+
+/// The header of a GPT in sector `at`, whose entries are in another, and the entries; a sector has `larger` times 512 bytes.
+fn gpt_at(at: u64, entries_at: u64, larger: u64) -> (Vec<u8>, Vec<u8>) {
     let mut entries = vec![0; 128 * 128];
     for (number, (first, last, name)) in
         [(64_u64, 95_u64, "boot"), (SECOND as u64, 255, "root")].into_iter().enumerate()
     {
         let entry = &mut entries[number * 128..(number + 1) * 128];
         entry[..32].fill(number as u8 + 1);
-        entry[32..40].copy_from_slice(&first.to_le_bytes());
-        entry[40..48].copy_from_slice(&last.to_le_bytes());
+        entry[32..40].copy_from_slice(&(first / larger).to_le_bytes());
+        entry[40..48].copy_from_slice(&(last / larger).to_le_bytes());
         for (index, unit) in name.encode_utf16().enumerate() {
             entry[56 + index * 2..58 + index * 2].copy_from_slice(&unit.to_le_bytes());
         }
     }
-    let mut header = vec![0; 92];
+    let mut header = vec![0; 512];
     header[..8].copy_from_slice(b"EFI PART");
     header[12] = 92;
-    header[72] = 2;
+    header[24..32].copy_from_slice(&at.to_le_bytes());
+    header[72..80].copy_from_slice(&entries_at.to_le_bytes());
     header[80] = 128;
     header[84] = 128;
     header[88..92].copy_from_slice(&crc(&entries));
-    let sum = crc(&header);
+    let sum = crc(&header[..92]);
     header[16..20].copy_from_slice(&sum);
-    disk[512..604].copy_from_slice(&header);
-    disk[1024..1024 + entries.len()].copy_from_slice(&entries);
-    disk
+    (header, entries)
 }
 
 #[test]
@@ -84,6 +98,26 @@ fn root_parameter_that_fits_no_partition_is_told() {
     expect(fixture!("root.ext2"), &guest("root=LABEL=fixture2"), "root-needs-initramfs", Warning);
     expect(fixture!("root.ext2"), &guest("rootfstype=squashfs"), "root-type-wrong", Fatal);
     expect(&mbr(), &guest("root=/dev/vda1"), "cannot-look-inside", Warning);
+}
+
+#[test]
+fn iso_image_with_partitions_can_be_mounted_whole() {
+    let mut disk = mbr();
+    disk[0x8001..0x8006].copy_from_slice(b"CD001");
+    let report = clean(&disk, &guest("root=/dev/vda"));
+    assert_eq!(fact(&report, "filesystem"), "iso9660");
+    expect(&disk, &guest("root=/dev/vda3"), "root-partition-missing", Fatal);
+}
+
+#[test]
+fn encrypted_disk_can_be_opened_by_an_initramfs() {
+    let whole = [&b"LUKS\xba\xbe\x00\x02"[..], &[0; 4096]].concat();
+    expect(&whole, &guest("root=/dev/vda"), "cannot-look-inside", Warning);
+    let mut disk = mbr();
+    disk[SECOND * 512..SECOND * 512 + 4096].copy_from_slice(&whole[..4096]);
+    let report = image(&disk.as_slice(), &guest("root=/dev/vda2"));
+    assert_eq!(report.worst(), Some(Warning), "{report:#?}");
+    assert!(report.facts.iter().any(|fact| fact.value.to_string() == "LUKS"), "{report:#?}");
 }
 
 #[test]
@@ -115,11 +149,41 @@ fn logical_partitions_count_from_five() {
 fn disk_that_was_cut_or_damaged_is_told() {
     let disk = mbr();
     expect(&disk[..(SECOND + 100) * 512], &guest(""), "partition-behind-end", Warning);
+}
+
+#[test]
+fn gpt_that_the_kernel_does_not_take_is_told() {
     let mut damaged = gpt();
     damaged[512 + 40] ^= 1;
     expect(&damaged, &guest(""), "gpt-damaged", Warning);
+    expect(&damaged, &guest("root=/dev/vda"), "gpt-damaged", Warning);
+    expect(&damaged, &guest("root=/dev/vda2"), "gpt-damaged", Fatal);
+    // The one at the end is taken where the command line says so.
+    let report = image(&damaged.as_slice(), &guest("gpt root=/dev/vda2"));
+    assert_eq!((report.worst(), fact(&report, "init")), (Some(Warning), "/sbin/init".into()), "{report:#?}");
     damaged[512..520].fill(0);
-    expect(&damaged, &guest(""), "gpt-missing", Fatal);
+    expect(&damaged, &guest("gpt root=/dev/vda2"), "gpt-damaged", Warning);
+    expect(&damaged, &guest("root=/dev/vda2"), "gpt-missing", Fatal);
+    expect(&damaged, &guest(""), "gpt-missing", Warning);
+    // A header that is longer than it must be has a check sum over all of it.
+    let mut long = gpt();
+    long[512 + 12..512 + 20].copy_from_slice(&[0, 2, 0, 0, 0, 0, 0, 0]);
+    let sum = crc(&long[512..1024]);
+    long[512 + 16..512 + 20].copy_from_slice(&sum);
+    clean(&long, &guest("root=/dev/vda2"));
+}
+
+#[test]
+fn gpt_of_large_sectors_is_not_seen_by_the_guest() {
+    let mut disk = mbr();
+    protect(&mut disk);
+    // The partitions begin behind the entries here.
+    disk.splice(512..512, vec![0; 64 * 512]);
+    let (header, entries) = gpt_at(1, 2, 8);
+    disk[4096..4608].copy_from_slice(&header);
+    disk[8192..8192 + entries.len()].copy_from_slice(&entries);
+    expect(&disk, &guest("root=/dev/vda2"), "gpt-sector-size", Fatal);
+    expect(&disk, &guest(""), "gpt-sector-size", Warning);
 }
 
 #[test]

@@ -2,10 +2,17 @@
 
 use crate::make::{Cpio, EXIT, X86_64, clean, expect, fact, fixture, found, guest, program};
 use forensics::inspect::{Architecture, Guest, image};
+use std::io::Write;
 use wire::report::Severity::{Fatal, Warning};
 
 fn init() -> Vec<u8> {
     program(X86_64, EXIT)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(bytes).unwrap();
+    packed.finish().unwrap()
 }
 
 #[test]
@@ -39,9 +46,32 @@ fn parts_are_read_one_after_the_other_as_the_kernel_does() {
     assert_eq!(fact(&report, "init"), "/init, which is /sbin/init");
     expect(&microcode, &guest(""), "init-missing", Fatal);
     expect(&microcode, &guest("root=/dev/vda"), "initramfs-without-init", Warning);
-    let mut junk = fixture!("initramfs.cpio.gz").to_vec();
-    junk.extend_from_slice(b"something else");
-    expect(&junk, &guest(""), "initramfs-junk", Fatal);
+}
+
+#[test]
+fn junk_behind_an_archive_takes_nothing_from_it() {
+    for junk in [&b"something else"[..], &[0x04, 0x22, 0x4d, 0x18, 0, 0, 0, 0]] {
+        let (report, _) = found(&[fixture!("initramfs.cpio.gz"), junk].concat(), &guest(""), junk_id(junk));
+        assert_eq!(fact(&report, "init"), "/init, which is /sbin/init");
+        assert_eq!(report.worst(), Some(Warning), "{report:#?}");
+        // Without an init before it, it is that which is missing.
+        let microcode = Cpio::default().folder("kernel").end();
+        expect(&[&microcode, junk].concat(), &guest(""), "init-missing", Fatal);
+    }
+}
+
+#[test]
+fn few_bytes_behind_lz4_are_its_end() {
+    for length in 1..4 {
+        clean(&[fixture!("initramfs.cpio.lz4"), &[0; 3][..length]].concat(), &guest(""));
+        let (report, _) =
+            found(&[fixture!("initramfs.cpio.lz4"), &[7; 3][..length]].concat(), &guest(""), "initramfs-junk");
+        assert_eq!((report.worst(), fact(&report, "entries")), (Some(Warning), "9".into()));
+    }
+}
+
+fn junk_id(junk: &[u8]) -> &'static str {
+    if junk.starts_with(b"something") { "initramfs-junk" } else { "lz4-frame-not-legacy" }
 }
 
 #[test]
@@ -50,6 +80,9 @@ fn part_without_a_trailer_is_followed_by_the_next_one() {
     let (report, _) = found(&[&first, fixture!("initramfs.cpio.gz")].concat(), &guest(""), "cpio-no-trailer");
     assert_eq!(fact(&report, "init"), "/init, which is /sbin/init");
     assert_eq!(report.findings.len(), 1, "{report:#?}");
+    let packed = gzip(&Cpio::default().file("init", &init()).0);
+    let finding = expect(&packed, &guest(""), "cpio-no-trailer", Warning);
+    assert!(finding.what.to_string().contains("inside the gzip-compressed part"), "{finding:?}");
 }
 
 #[test]
@@ -98,6 +131,23 @@ fn file_whose_folder_comes_later_is_not_unpacked() {
 }
 
 #[test]
+fn file_behind_a_link_to_a_folder_is_unpacked_where_the_link_leads() {
+    let base = || Cpio::default().folder("usr").folder("usr/sbin").link("sbin", "usr/sbin");
+    let split = base().file("sbin/start", &init());
+    clean(&split.clone().end(), &guest("rdinit=/usr/sbin/start"));
+    clean(&split.clone().link("init", "sbin/start").end(), &guest(""));
+    clean(&gzip(&split.end()), &guest("rdinit=/usr/sbin/start"));
+    // A folder that comes later takes the place of the link, and a link that of an empty folder only.
+    let replaced = base().folder("sbin").file("sbin/start", &init()).end();
+    clean(&replaced, &guest("rdinit=/sbin/start"));
+    expect(&replaced, &guest("rdinit=/usr/sbin/start"), "init-missing", Fatal);
+    let kept = Cpio::default().folder("sbin").file("sbin/start", &init()).link("sbin", "usr/sbin");
+    clean(&kept.end(), &guest("rdinit=/sbin/start"));
+    let nowhere = Cpio::default().link("sbin", "usr/sbin").file("sbin/start", &init()).end();
+    assert_eq!(image(&nowhere.as_slice(), &guest("rdinit=/sbin/start")).worst(), Some(Fatal));
+}
+
+#[test]
 fn init_is_followed_through_links_inside_the_image() {
     let base = || Cpio::default().folder("sbin").file("sbin/real", &init());
     clean(&base().link("init", "/sbin/real").end(), &guest(""));
@@ -137,6 +187,11 @@ fn memory_that_is_too_small_is_told() {
     clean(&archive, &with(512 << 20, ""));
     expect(&archive, &with(50 << 20, "root=/dev/vda"), "initramfs-exceeds-memory", Fatal);
     expect(&archive, &with(64 << 20, "root=/dev/vda"), "initramfs-nearly-exceeds-memory", Warning);
+    // A tmpfs takes half of the memory, a ramfs all of it.
+    let archive = gzip(&Cpio::default().file("init", &init()).file("large", &vec![1; 64 << 20]).end());
+    expect(&archive, &with(124 << 20, ""), "initramfs-exceeds-memory", Fatal);
+    expect(&archive, &with(124 << 20, "rootfstype=tmpfs"), "initramfs-exceeds-memory", Fatal);
+    expect(&archive, &with(124 << 20, "rootfstype=ramfs"), "initramfs-nearly-exceeds-memory", Warning);
 }
 
 #[test]

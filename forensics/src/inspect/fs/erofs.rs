@@ -1,6 +1,6 @@
 //! erofs: superblock, inodes, directories, and files that are not compressed (Linux: fs/erofs/erofs_fs.h).
 
-use crate::inspect::bytes::{Bytes, Raw, exactly, size, text, u8_at, u16_at, u32_at, u64_at, uuid};
+use crate::inspect::bytes::{Bytes, Raw, before_nul, exactly, size, text, u8_at, u16_at, u32_at, u64_at, uuid};
 use crate::inspect::limits::{DIRECTORY_BYTES, LISTED_NAMES};
 use crate::inspect::scene::{Scene, Words};
 use crate::inspect::tree::{Kind, Node, Tree};
@@ -13,6 +13,8 @@ const MAGIC: u32 = 0xe0f5_e1e2;
 const FLAT: u16 = 0;
 const INLINE: u16 = 2;
 const CHUNKS: u16 = 4;
+/// The longest name (EROFS_NAME_LEN).
+const NAME_BYTES: usize = 255;
 /// A chunk that is a hole.
 const HOLE: u32 = u32::MAX;
 /// Incompatible features by bit, with the first kernel that knows each.
@@ -204,7 +206,13 @@ impl<'a> Erofs<'a> {
                 let start = usize::from(u16_at(entry, 8));
                 let next = entries.get(index.saturating_add(1).saturating_mul(12)..).filter(|next| next.len() >= 12);
                 let end = next.map_or(block.len(), |next| usize::from(u16_at(next, 8)));
-                let name = super::super::bytes::before_nul(block.get(start..end).unwrap_or_default());
+                // Names may be made to overlap: none is longer than this, and each is counted.
+                let end = end.min(start.saturating_add(NAME_BYTES).saturating_add(1));
+                let name = before_nul(block.get(start..end).unwrap_or_default());
+                self.raw.work().step(name.len())?;
+                if name.len() > NAME_BYTES {
+                    return Err(Trouble::corrupt("a directory of erofs has a name of more than 255 bytes"));
+                }
                 if !name.is_empty() && visit(u64_at(entry, 0), name) {
                     return Ok(());
                 }

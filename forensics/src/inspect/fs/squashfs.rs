@@ -2,7 +2,7 @@
 
 use super::squashfs_metadata::Metadata;
 use crate::inspect::bytes::{Bytes, Raw, exactly, size, u16_at, u32_at, u64_at};
-use crate::inspect::limits::{DIRECTORY_BYTES, LISTED_NAMES};
+use crate::inspect::limits::{DIRECTORY_BYTES, LISTED_NAMES, Work};
 use crate::inspect::scene::{Scene, Words};
 use crate::inspect::tree::{Kind, Node, Tree};
 use crate::inspect::trouble::Trouble;
@@ -15,6 +15,8 @@ const MAGIC: &[u8] = b"hsqs";
 const BLOCK_MAX: u32 = 1 << 20;
 /// The bit of a data block's size that says that it is not packed.
 const PLAIN: u32 = 1 << 24;
+/// Sizes of blocks that are read at once: a block of metadata full.
+const SIZES_AT_ONCE: u64 = 2048;
 const NO_FRAGMENT: u32 = u32::MAX;
 
 /// Whether a superblock is there.
@@ -41,7 +43,8 @@ impl Codec {
         }
     }
 
-    pub(super) fn unpack(self, packed: &[u8], output: &mut [u8]) -> Result<usize, Trouble> {
+    /// Unpacks a block, and counts it.
+    pub(super) fn unpack(self, work: &Work, packed: &[u8], output: &mut [u8]) -> Result<usize, Trouble> {
         let method = match self.number {
             1 => Method::Gzip,
             2 => Method::Lzma,
@@ -50,7 +53,9 @@ impl Codec {
             6 => Method::Zstd,
             _ => return Err(Trouble::Unsupported(format!("squashfs with {} is not read here", self.name()))),
         };
-        unpack::block(method, packed, output)
+        let count = unpack::block(method, packed, output)?;
+        work.unpack_by(method.weight(), count.max(1))?;
+        Ok(count)
     }
 }
 
@@ -180,25 +185,25 @@ impl<'a> Squashfs<'a> {
     fn place(&self, id: u64, file: &File, index: u64) -> Result<(u64, u32), Trouble> {
         let known = self.sums.borrow().filter(|(own, block, _)| *own == id && *block <= index);
         let (_, mut block, mut place) = known.unwrap_or((id, 0, file.start));
-        // The sizes stand one after the other; those before `block` are passed over by blocks of metadata.
+        // The sizes stand one after the other, and are read a block of metadata at a time; those before `block` are known.
         let mut at = file.sizes;
-        let mut passed = block.saturating_mul(4);
-        while passed > 0 {
-            let step = passed.min(8192);
-            at = self.metadata.read(at.0, at.1, usize::try_from(step).unwrap_or_default())?.1;
-            passed = passed.saturating_sub(step);
-        }
-        loop {
-            let (bytes, next) = self.metadata.read(at.0, at.1, 4)?;
-            let size = u32_at(&bytes, 0);
-            if block == index {
-                *self.sums.borrow_mut() = Some((id, block, place));
-                return Ok((place, size));
+        let mut passed = 0;
+        while passed < index {
+            let until = if passed < block { block } else { index };
+            let step = until.saturating_sub(passed).min(SIZES_AT_ONCE);
+            let length = usize::try_from(step.saturating_mul(4)).unwrap_or_default();
+            let (bytes, next) = self.metadata.read(at.0, at.1, length)?;
+            if passed >= block {
+                let sizes = bytes.chunks_exact(4).map(|size| u64::from(u32_at(size, 0) & (PLAIN - 1)));
+                place = sizes.fold(place, u64::saturating_add);
+                block = block.saturating_add(step);
             }
-            place = place.saturating_add(u64::from(size & (PLAIN - 1)));
-            block = block.saturating_add(1);
+            passed = passed.saturating_add(step);
             at = next;
         }
+        let (bytes, _) = self.metadata.read(at.0, at.1, 4)?;
+        *self.sums.borrow_mut() = Some((id, index, place));
+        Ok((place, u32_at(&bytes, 0)))
     }
 
     /// The fragment that holds the tail of a file.
@@ -228,8 +233,7 @@ impl<'a> Squashfs<'a> {
                 packed
             } else {
                 let mut data = vec![0; block];
-                let count = self.codec.unpack(&packed, &mut data)?;
-                self.raw.work().unpack(count.max(1))?;
+                let count = self.codec.unpack(self.raw.work(), &packed, &mut data)?;
                 data.truncate(count);
                 data
             };

@@ -75,8 +75,7 @@ impl<'a> Metadata<'a> {
             return Ok((packed, next));
         }
         let mut block = vec![0; BLOCK_BYTES];
-        let count = self.codec.unpack(&packed, &mut block)?;
-        self.raw.work().unpack(count)?;
+        let count = self.codec.unpack(self.raw.work(), &packed, &mut block)?;
         if count == 0 {
             return Err(Trouble::corrupt("a block of squashfs metadata unpacks to nothing"));
         }

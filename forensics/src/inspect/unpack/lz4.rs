@@ -1,7 +1,7 @@
 //! The legacy frame of lz4, the only one that the kernel reads (lib/decompress_unlz4.c): blocks of up to 8 MiB.
 
 use super::input::Input;
-use std::io::{self, BufRead, Read};
+use std::io::{self, Read};
 
 const MAGIC: u32 = 0x184c_2102;
 /// What a block unpacks to at most.
@@ -12,29 +12,35 @@ const PACKED_BYTES: usize = BLOCK_BYTES + BLOCK_BYTES / 255 + 16;
 /// A decoder of the legacy frame.
 pub(crate) struct Reader<'a> {
     input: Input<'a>,
+    /// Room for a block, made once, and how much of it is unpacked.
     block: Vec<u8>,
+    length: usize,
     used: usize,
     packed: Vec<u8>,
     begun: bool,
+    /// The bytes at the end that were read and are too few for a word.
+    rest: u64,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(input: Input<'a>) -> Self {
-        Self { input, block: Vec::new(), used: 0, packed: Vec::new(), begun: false }
+        Self { input, block: Vec::new(), length: 0, used: 0, packed: Vec::new(), begun: false, rest: 0 }
     }
 
-    pub(crate) fn input(&self) -> &Input<'a> {
-        &self.input
+    /// The bytes of the input that belong to the stream.
+    pub(crate) fn taken(&self) -> u64 {
+        self.input.taken().saturating_sub(self.rest)
     }
 
-    /// The next word, or nothing where the stream ends.
+    /// The next word, or nothing where the stream ends: the kernel takes fewer than four bytes for its end as well.
     fn word(&mut self) -> io::Result<Option<u32>> {
-        let mut word = [0; 4];
-        if self.input.fill_buf()?.is_empty() {
-            return Ok(None);
+        let mut bytes = Vec::with_capacity(4);
+        self.input.by_ref().take(4).read_to_end(&mut bytes)?;
+        let word = bytes.first_chunk().copied().map(u32::from_le_bytes);
+        if word.is_none() {
+            self.rest = u64::try_from(bytes.len()).unwrap_or_default();
         }
-        self.input.read_exact(&mut word)?;
-        Ok(Some(u32::from_le_bytes(word)))
+        Ok(word)
     }
 
     fn next_block(&mut self) -> io::Result<bool> {
@@ -57,21 +63,20 @@ impl<'a> Reader<'a> {
         self.packed.resize(size, 0);
         self.input.read_exact(&mut self.packed)?;
         self.block.resize(BLOCK_BYTES, 0);
-        let count = lz4_flex::block::decompress_into(&self.packed, &mut self.block).map_err(io::Error::other)?;
-        self.block.truncate(count);
-        self.used = 0;
+        (self.length, self.used) = (0, 0);
+        self.length = lz4_flex::block::decompress_into(&self.packed, &mut self.block).map_err(io::Error::other)?;
         Ok(true)
     }
 }
 
 impl Read for Reader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.used >= self.block.len() {
+        while self.used >= self.length {
             if !self.next_block()? {
                 return Ok(0);
             }
         }
-        let ready = self.block.get(self.used..).unwrap_or_default();
+        let ready = self.block.get(self.used..self.length).unwrap_or_default();
         let count = ready.len().min(buffer.len());
         if let (Some(to), Some(from)) = (buffer.get_mut(..count), ready.get(..count)) {
             to.copy_from_slice(from);

@@ -61,7 +61,7 @@ impl<'a> Unpacked<'a> {
                     break;
                 }
                 Ok(count) => {
-                    self.raw.work().unpack(count)?;
+                    self.raw.work().unpack_by(self.method.weight(), count)?;
                     self.remember(cursor.position, rest.get(..count).unwrap_or_default());
                     done = done.saturating_add(count);
                     cursor.position = cursor.position.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
