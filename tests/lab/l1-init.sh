@@ -37,6 +37,11 @@ else
     dmesg | tail -n 20
 fi
 
+# Now and then the x86_64 emulator forgets that it has to interrupt the processor, which sleeps then for good, because its timer
+# fires once and has fired. As long as an alarm of the clock is pending, the HPET interrupts 64 times a second, and wakes it.
+alarm=/sys/class/rtc/rtc0/wakealarm
+if [ -w "$alarm" ]; then echo +80000 > "$alarm"; fi
+
 cd /bulkhead || exit 1
 # A session of its own, with the console as its controlling terminal, so that Ctrl-C and raw mode work.
 setsid -c /bulkhead/run < "$console" > "$console" 2>&1
