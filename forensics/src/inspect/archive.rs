@@ -197,6 +197,12 @@ impl<'a> Archive<'a> {
         Ok(())
     }
 
+    /// Counts an entry of which nothing is made.
+    pub(crate) fn pass_over(&mut self, work: &Work) -> Result<(), Trouble> {
+        self.count = self.count.saturating_add(1);
+        work.entry()
+    }
+
     /// Adds an entry that is another name of an earlier one.
     pub(crate) fn alias(&mut self, work: &Work, member: &Member<'_>, of: &[u8]) -> Result<(), Trouble> {
         let hash = path_hash(of);

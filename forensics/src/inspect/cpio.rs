@@ -189,6 +189,8 @@ fn member(
     let made = resolved.is_some() && archive.paths.add(own, kind, super::bytes::before_nul(&target))?;
     if made {
         archive.add(work, &entry)?;
+    } else {
+        archive.pass_over(work)?;
     }
     if kind == Kind::Link {
         if made && archive.wants(&entry) {
