@@ -14,6 +14,9 @@ const MAX_KEPT: usize = 64;
 const MAX_DISTANCE: usize = 100;
 /// How many lines after a fault its program counter may stand.
 const MAX_REGISTERS: usize = 8;
+/// How long after the last word of a stall other words show that it is over; a stall that lasts is told of again before, in
+/// microseconds.
+const STALL_OVER_US: u64 = 130_000_000;
 
 /// A fault of a program, as the kernel tells of it.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +33,11 @@ pub(crate) struct Context {
     names: Names,
     stage: Stage,
     end: Option<&'static str>,
+    panic: Option<&'static str>,
+    /// The kernel told of a stall, the last time at this time.
+    stall: Option<Option<u64>>,
+    /// Something was said after it that a machine that stands still would not say.
+    stall_overcome: bool,
     lines: usize,
     said_after_init: bool,
     last_kernel: String,
@@ -70,6 +78,8 @@ enum Event {
     Stage(Stage),
     Architecture(&'static str),
     End(&'static str),
+    Panic(&'static str),
+    Stall,
     Fault,
     Code,
     Place,
@@ -87,7 +97,16 @@ const EVENTS: &[(&str, Event)] = &[
     ("Booting Linux on physical CPU", Event::Architecture("arm64")),
     ("BIOS-provided physical RAM map:", Event::Architecture("x86_64")),
     ("x86/fpu:", Event::Architecture("x86_64")),
-    ("Kernel panic - not syncing", Event::End("panic")),
+    ("Kernel panic - not syncing: softlockup", Event::Panic("stall")),
+    ("Kernel panic - not syncing: RCU Stall", Event::Panic("stall")),
+    ("Kernel panic - not syncing: hung_task", Event::Panic("stall")),
+    ("Kernel panic - not syncing", Event::Panic("other")),
+    ("watchdog: BUG: soft lockup - CPU#", Event::Stall),
+    ("rcu: INFO: {kind:word} self-detected stall on CPU", Event::Stall),
+    ("rcu: INFO: {kind:word} detected stalls on CPUs/tasks:", Event::Stall),
+    ("rcu: INFO: {kind:word} detected expedited stalls on CPUs/tasks:", Event::Stall),
+    ("INFO: {kind:word} self-detected stall on CPU", Event::Stall),
+    ("INFO: task {task:word} blocked for more than ", Event::Stall),
     ("reboot: Power down", Event::End("power-down")),
     ("reboot: Restarting system", Event::End("restart")),
     ("reboot: System halted", Event::End("halt")),
@@ -121,6 +140,7 @@ impl Context {
     /// Takes a line.
     pub(crate) fn see(&mut self, line: &Line) {
         self.lines = self.lines.saturating_add(1);
+        self.stall_overcome |= self.end.is_none() && self.is_past_stall(line);
         if line.speaker == Speaker::Program {
             self.said_after_init |= self.stage == Stage::Init;
             self.last_program.clone_from(&line.text);
@@ -150,6 +170,14 @@ impl Context {
             }
             // A machine that panics may restart after that.
             Event::End(end) => self.end = self.end.or(Some(end)),
+            Event::Panic(kind) => {
+                self.end = self.end.or(Some("panic"));
+                self.panic = self.panic.or(Some(kind));
+            }
+            Event::Stall => {
+                self.stall = Some(line.time_us);
+                self.stall_overcome = false;
+            }
             Event::Fault => {
                 let mut names = Names::default();
                 let number = |name: &str| u64::from_str_radix(value(name)?.trim_start_matches("0x"), 16).ok();
@@ -192,6 +220,18 @@ impl Context {
         }
     }
 
+    /// Whether a line shows that the last stall is over: a program speaks, or the kernel much later.
+    fn is_past_stall(&self, line: &Line) -> bool {
+        let Some(stalled) = self.stall else { return false };
+        match line.speaker {
+            Speaker::Program => true,
+            Speaker::Kernel => {
+                line.time_us.zip(stalled).is_some_and(|(now, then)| now.saturating_sub(then) > STALL_OVER_US)
+            }
+            Speaker::Unknown => line.text.contains("login:"),
+        }
+    }
+
     /// The call trace that belongs to a failure in this line.
     pub(crate) fn trace_at(&self, line: usize) -> Option<&Trace> {
         near(&self.traces, line, |trace| trace.line)
@@ -202,6 +242,9 @@ impl Context {
         let mut names = self.names.clone();
         names.bind("stage", self.stage.name());
         names.bind("end", self.end.unwrap_or("open"));
+        names.bind_some("panic", self.panic);
+        // What the kernel stopped for was not overcome, whatever was said while it told of it.
+        names.bind_some("stall-overcome", (self.stall_overcome && self.panic != Some("stall")).then_some("yes"));
         names.bind("output", if self.lines == 0 { "none" } else { "some" });
         names.bind("init-said", if self.said_after_init { "yes" } else { "no" });
         if self.lines > 0 && !self.last_kernel.is_empty() {

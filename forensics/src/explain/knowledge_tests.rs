@@ -175,6 +175,51 @@ fn stall_that_was_overcome_explains_nothing() {
 }
 
 #[test]
+fn stall_is_the_cause_only_where_nothing_shows_that_it_was_overcome() {
+    for (stall, id, panic) in [
+        ("rcu: INFO: rcu_sched self-detected stall on CPU", "rcu-stall", "RCU Stall"),
+        ("watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [init:1]", "soft-lockup", "softlockup: hung tasks"),
+        ("INFO: task sh:7 blocked for more than 120 seconds.", "hung-task", "hung_task: blocked tasks"),
+    ] {
+        let boot = format!("[    1.000000] Run /init as init process\nhello\n[   40.000000] {stall}\n");
+        assert_eq!(told(&format!("{boot}[   40.100000] CPU: 0 PID: 1 Comm: init\n")), [id]);
+        let later = "[ 3600.000000] EXT4-fs (vda): mounted filesystem with ordered data mode\n";
+        assert!(told(&format!("{boot}{later}")).is_empty(), "{stall}");
+        assert!(told(&format!("{boot}debian login: \n")).is_empty(), "{stall}");
+        // It comes again, and ends the machine.
+        let again = format!("{boot}{later}[ 9000.000000] {stall}\n");
+        assert_eq!(told(&again), [id]);
+        for between in ["", "hello\n"] {
+            let own = format!("{again}{between}[ 9000.100000] Kernel panic - not syncing: {panic}\n");
+            assert_eq!(told(&own)[0], id);
+        }
+        let plain = boot.replace("[    1.000000] ", "").replace("[   40.000000] ", "");
+        assert_eq!(told(&plain), [id]);
+        assert!(told(&format!("{plain}debian login: \n")).is_empty(), "{stall}");
+    }
+}
+
+#[test]
+fn stall_does_not_explain_a_panic_of_another_kind() {
+    for stall in [
+        "rcu: INFO: rcu_sched self-detected stall on CPU",
+        "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [init:1]",
+        "INFO: task sh:7 blocked for more than 120 seconds.",
+    ] {
+        let boot = format!("[    1.000000] Run /init as init process\nhello\n[   40.000000] {stall}\n");
+        for (last, id) in [
+            ("BUG: kernel NULL pointer dereference, address: 0000000000000000", "kernel-oops"),
+            ("kernel BUG at fs/ext4/inode.c:2763!", "kernel-oops"),
+            ("Kernel panic - not syncing: EXT4-fs (device vda): panic forced after error", "kernel-panic"),
+            ("Kernel panic - not syncing: stack-protector: Kernel stack is corrupted in: foo", "kernel-panic"),
+            ("Kernel panic - not syncing: Fatal machine check", "kernel-panic"),
+        ] {
+            assert_eq!(told(&format!("{boot}[ 9000.000000] {last}\n")), [id], "{stall}");
+        }
+    }
+}
+
+#[test]
 fn junk_behind_an_initramfs_is_no_cause_of_what_its_init_did() {
     for words in ["Initramfs unpacking failed: ", "rootfs image is not initramfs ("] {
         let junk = format!("[    0.500000] {words}invalid magic at start of compressed archive)\n");

@@ -7,6 +7,7 @@ use super::limits::{PATH_BYTES, RUN_PATH_FOLDERS};
 use super::scene::Scene;
 use super::tree::{File, Found, Kind, Node, NotFound, Tree, lookup};
 use super::trouble::Trouble;
+use crate::Report;
 use std::rc::Rc;
 
 /// The most bytes of the loader's cache that are read.
@@ -112,7 +113,10 @@ impl<'a> Loader<'a> {
         let mut paths = Paths { unsure: parent.unsure || self.unsure || dynamic.path_is_cut, ..Paths::default() };
         let named = String::from_utf8_lossy(&dynamic.run_path);
         for own in named.split(':').filter(|_| !named.is_empty()) {
-            let own = own.replace("${ORIGIN}", folder(path)).replace("$ORIGIN", folder(path));
+            let own = expand(own, path);
+            if paths.folders.iter().any(|folder| **folder == *own) {
+                continue;
+            }
             if own.contains('$') || own.len() > PATH_BYTES || paths.folders.len() >= RUN_PATH_FOLDERS {
                 paths.unsure = true;
             } else {
@@ -123,40 +127,70 @@ impl<'a> Loader<'a> {
             paths.handed_on.clone_from(&parent.handed_on);
             return paths;
         }
-        paths.folders.extend_from_slice(&parent.handed_on);
+        for folder in &parent.handed_on {
+            if !paths.folders.contains(folder) {
+                paths.folders.push(folder.clone());
+            }
+        }
         paths.unsure |= paths.folders.len() > RUN_PATH_FOLDERS;
         paths.folders.truncate(RUN_PATH_FOLDERS);
         paths.handed_on.clone_from(&paths.folders);
         paths
     }
 
-    /// The library of a name. Those for other machines are passed over, but better than none.
-    pub(crate) fn find(&self, name: &[u8], paths: &Paths) -> Result<Option<Library>, Trouble> {
-        if name.contains(&b'/') {
-            return self.file(name);
+    /// The name of a library that the file at `path` needs, with its folder in place of `$ORIGIN`; what else glibc puts in
+    /// is not known here, and stays. musl takes the name as it is.
+    pub(crate) fn needed(&self, name: Vec<u8>, path: &str) -> Vec<u8> {
+        match str::from_utf8(&name) {
+            Ok(text) if !self.is_musl && text.contains('$') => {
+                let whole = expand(text, path);
+                if whole.len() > PATH_BYTES { name } else { whole.into_bytes() }
+            }
+            _ => name,
         }
+    }
+
+    /// The library of a name, and what is wrong with it. Those with faults are passed over, as not every loader looks in all
+    /// of these folders, but better than none; one for another machine is the last to be taken.
+    pub(crate) fn find(
+        &self,
+        name: &[u8],
+        paths: &Paths,
+        faults: impl Fn(&Library) -> Report,
+    ) -> Result<Option<(Library, Report)>, Trouble> {
         let within = |folder: &str| [folder.as_bytes(), b"/", name].concat();
         let named = paths.folders.iter().map(AsRef::as_ref).chain(self.first.iter().map(String::as_str)).map(within);
         let last = self.last.iter().map(String::as_str).map(within);
-        let mut other = None;
-        for path in named.chain(self.cached(name)).chain(last) {
+        let is_path = name.contains(&b'/');
+        let own = is_path.then(|| name.to_vec());
+        let searched = named.chain(self.cached(name)).chain(last).filter(|_| !is_path);
+        let takes = |library: &Library| library.elf.as_ref().map_or(true, |elf| self.fits(elf));
+        let mut other: Option<(Library, Report)> = None;
+        for path in own.into_iter().chain(searched) {
             let Some(library) = self.file(&path)? else { continue };
-            if library.elf.as_ref().map_or(true, |elf| self.fits(elf)) {
-                return Ok(Some(library));
+            let faults = faults(&library);
+            if faults.findings.is_empty() {
+                return Ok(Some((library, faults)));
             }
-            other = other.or(Some(library));
+            if other.as_ref().is_none_or(|(other, _)| !takes(other) && takes(&library)) {
+                other = Some((library, faults));
+            }
         }
         Ok(other)
     }
 
-    fn fits(&self, elf: &Elf) -> bool {
+    /// Whether a file is for the machine of the program.
+    pub(crate) fn fits(&self, elf: &Elf) -> bool {
         (elf.machine, elf.is_64) == self.machine
     }
 
     fn file(&self, path: &[u8]) -> Result<Option<Library>, Trouble> {
         match lookup(self.tree, path) {
             Found::Node(node, real) if node.kind == Kind::File => {
-                let elf = Elf::read(&File { tree: self.tree, node });
+                let elf = match Elf::read(&File { tree: self.tree, node }) {
+                    Err(Fault::Trouble(trouble)) => return Err(trouble),
+                    elf => elf,
+                };
                 Ok(Some(Library { path: String::from_utf8_lossy(path).into_owned(), real, node, elf }))
             }
             Found::No(NotFound::Unknown(trouble)) => Err(trouble),
@@ -209,6 +243,11 @@ fn musl_name(machine: u16) -> &'static str {
 fn split(list: &str) -> Vec<String> {
     let folders = list.split([':', '\n']).filter(|folder| !folder.is_empty());
     folders.take(RUN_PATH_FOLDERS).map(str::to_owned).collect()
+}
+
+/// Puts the folder of a file in place of `$ORIGIN`.
+fn expand(text: &str, path: &str) -> String {
+    text.replace("${ORIGIN}", folder(path)).replace("$ORIGIN", folder(path))
 }
 
 fn folder(path: &str) -> &str {

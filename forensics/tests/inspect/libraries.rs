@@ -3,6 +3,7 @@
 use crate::linked::{ARM, I386, Linked};
 use crate::make::{AARCH64, Cpio, EXIT, X86_64, clean, expect, guest, program};
 use forensics::inspect::{Architecture, Guest, image};
+use wire::report::Confidence::{Certain, Likely};
 use wire::report::Severity::{Fatal, Warning};
 
 const GLIBC: &str = "/lib64/ld-linux-x86-64.so.2";
@@ -169,4 +170,75 @@ fn folders_of_the_environment_are_looked_into() {
 fn library_without_code_is_no_fault() {
     let init = Linked::new(X86_64).needs("libicudata.so.72");
     clean(&glibc(&init, &[("/lib64/libicudata.so.72", Linked::new(X86_64).data_only().end())]), &guest(""));
+}
+
+#[test]
+fn folder_that_cannot_be_told_may_hold_the_right_library() {
+    let init = Linked::new(X86_64).needs("libz.so.1");
+    let unsure = init.clone().runpath("/opt/app/$LIB");
+    for bad in [library(I386), Vec::new(), b"GROUP ( libz.so )\n".to_vec(), library(X86_64)[..200].to_vec()] {
+        let files = [("/opt/app/lib64/libz.so.1", library(X86_64)), ("/lib/libz.so.1", bad)];
+        let report = image(&glibc(&unsure, &files).as_slice(), &guest(""));
+        assert_eq!(report.worst(), Some(Warning), "{report:#?}");
+        expect(&glibc(&unsure, &files), &guest(""), "cannot-look-inside", Warning);
+        let report = image(&glibc(&init, &files).as_slice(), &guest(""));
+        let worst = report.findings.iter().find(|finding| finding.severity == Fatal).unwrap();
+        assert_eq!(worst.confidence, Likely, "{report:#?}");
+    }
+    let by_path = Linked::new(X86_64).needs("/lib/libz.so.1");
+    let wrong = [("/lib/libz.so.1", library(I386))];
+    assert_eq!(expect(&glibc(&by_path, &wrong), &guest(""), "elf-wrong-machine", Fatal).confidence, Certain);
+}
+
+#[test]
+fn broken_file_hides_no_library_that_is_whole() {
+    let init = Linked::new(X86_64).needs("libz.so.1");
+    let script = b"/* GNU ld script */\nGROUP ( /lib64/libz.so.1 )\n".to_vec();
+    let truncated = library(X86_64)[..200].to_vec();
+    for (path, bad, id) in [
+        ("/lib/libz.so.1", Vec::new(), "library-empty"),
+        ("/usr/lib/libz.so.1", script, "library-not-a-program"),
+        ("/lib/libz.so.1", truncated, "elf-truncated"),
+    ] {
+        let bad = (path, bad);
+        clean(&glibc(&init, &[bad.clone(), ("/lib64/libz.so.1", library(X86_64))]), &guest(""));
+        // It says more than one for another machine, which every loader passes over.
+        let files = [("/lib/x86_64-linux-gnu/libz.so.1", library(I386)), bad];
+        assert_eq!(expect(&glibc(&init, &files), &guest(""), id, Fatal).confidence, Likely);
+    }
+}
+
+#[test]
+fn loader_is_known_by_its_own_name_as_well() {
+    let init = Linked::new(X86_64).needs("ld-linux-x86-64.so.2").loader("/lib/ld.so").end();
+    let of = |own: &Linked| {
+        let archive = Cpio::default().folder("lib").link("lib/ld.so", "ld-2.31.so").file("init", &init);
+        archive.file("lib/ld-2.31.so", &own.end()).end()
+    };
+    clean(&of(&Linked::new(X86_64).soname("ld-linux-x86-64.so.2")), &guest(""));
+    expect(&of(&Linked::new(X86_64).soname("ld-other.so.2")), &guest(""), "library-missing", Fatal);
+}
+
+#[test]
+fn origin_in_the_name_of_a_library_is_the_folder_of_who_needs_it() {
+    for name in ["$ORIGIN/lib/libz.so.1", "${ORIGIN}/lib/libz.so.1"] {
+        let init = Linked::new(X86_64).needs(name);
+        let files = [("/lib/libz.so.1", Linked::new(X86_64).needs("$ORIGIN/../opt/libx.so").end())];
+        expect(&glibc(&init, &files), &guest(""), "library-missing", Fatal);
+        clean(&glibc(&init, &[files[0].clone(), ("/opt/libx.so", library(X86_64))]), &guest(""));
+    }
+    for name in ["/usr/$LIB/libz.so.1", "libz-$PLATFORM.so.1"] {
+        let image_of = glibc(&Linked::new(X86_64).needs(name), &[]);
+        let report = image(&image_of.as_slice(), &guest(""));
+        assert_eq!(report.worst(), Some(Warning), "{report:#?}");
+        expect(&image_of, &guest(""), "cannot-look-inside", Warning);
+    }
+}
+
+#[test]
+fn folder_that_is_named_often_counts_once() {
+    let often = |folder: &str| format!("{folder}:").repeat(100);
+    let init = Linked::new(X86_64).needs("libz.so.1").runpath(&format!("{}/opt/last", often("/opt/first")));
+    clean(&glibc(&init, &[("/opt/last/libz.so.1", library(X86_64))]), &guest(""));
+    expect(&glibc(&init, &[]), &guest(""), "library-missing", Fatal);
 }
