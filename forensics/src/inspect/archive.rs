@@ -46,6 +46,7 @@ pub(crate) struct Member<'a> {
 
 /// An archive of one or more parts.
 pub(crate) struct Archive<'a> {
+    work: &'a Work,
     parts: Vec<(Rc<dyn Bytes + 'a>, bool)>,
     /// The part that was read last, the only one that keeps a decoder.
     open: Cell<usize>,
@@ -59,6 +60,8 @@ pub(crate) struct Archive<'a> {
     implied: BTreeSet<u64>,
     versions: Vec<(u64, Vec<u8>)>,
     parents_first: bool,
+    /// Not all of it was read or remembered: what is not found may be there.
+    partial: bool,
     /// Where paths lead, as far as it is unpacked.
     pub(super) paths: Links,
     /// Of the newest chunk, where each path is.
@@ -96,8 +99,9 @@ fn is_wanted(path: &[u8]) -> bool {
 impl<'a> Archive<'a> {
     /// An empty one. With `parents_first`, a file whose directory did not come before it does not exist, as the kernel
     /// unpacks cpio; otherwise directories are made as they are needed, as tar does.
-    pub(crate) fn new(parents_first: bool) -> Self {
+    pub(crate) fn new(work: &'a Work, parents_first: bool) -> Self {
         Self {
+            work,
             parts: Vec::new(),
             open: Cell::new(0),
             chunks: Vec::new(),
@@ -110,6 +114,7 @@ impl<'a> Archive<'a> {
             implied: BTreeSet::new(),
             versions: Vec::new(),
             parents_first,
+            partial: false,
             paths: Links::default(),
             newest: BTreeMap::new(),
         }
@@ -118,6 +123,16 @@ impl<'a> Archive<'a> {
     /// Begins a part, whose entries follow; `packed` if reading it anew is dear.
     pub(crate) fn begin(&mut self, bytes: Rc<dyn Bytes + 'a>, packed: bool) {
         self.parts.push((bytes, packed));
+    }
+
+    /// Remembers that entries may follow that were not read.
+    pub(crate) fn set_partial(&mut self) {
+        self.partial = true;
+    }
+
+    /// Whether what is not found may be there all the same, and what is found may be replaced.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.partial || self.paths.is_full()
     }
 
     /// The number of entries.
@@ -184,10 +199,14 @@ impl<'a> Archive<'a> {
             chunk.push(entry);
         }
         self.count = self.count.saturating_add(1);
-        if let Some(key) = member.hard_link.filter(|_| self.links.len() < REMEMBERED) {
-            self.links.insert(order, key);
-            if size > 0 {
-                self.bodies.insert(key, (member.offset, size, part));
+        if let Some(key) = member.hard_link {
+            if self.links.len() < REMEMBERED {
+                self.links.insert(order, key);
+                if size > 0 {
+                    self.bodies.insert(key, (member.offset, size, part));
+                }
+            } else {
+                self.partial = true;
             }
         }
         if !self.parents_first {
@@ -224,8 +243,12 @@ impl<'a> Archive<'a> {
         let mut parts = components(path).peekable();
         while let Some(part) = parts.next() {
             hash = extend(hash, part);
-            if parts.peek().is_some() && self.implied.len() < REMEMBERED {
-                self.implied.insert(hash);
+            if parts.peek().is_some() {
+                if self.implied.len() < REMEMBERED {
+                    self.implied.insert(hash);
+                } else {
+                    self.partial |= !self.implied.contains(&hash);
+                }
             }
         }
     }
@@ -275,6 +298,15 @@ impl<'a> Archive<'a> {
         Node { id: entry.hash, kind: Kind::of_mode(mode), mode, size }
     }
 
+    /// What is not found is not there, unless it may be in what was not read.
+    fn absent(&self, node: Option<Node>, name: &[u8]) -> Result<Option<Node>, Trouble> {
+        if node.is_none() && self.is_partial() {
+            let name = String::from_utf8_lossy(name);
+            return Err(Trouble::Unsupported(format!("{name} may be in what was not read of the archive")));
+        }
+        Ok(node)
+    }
+
     /// Where the body of a hard link is, if another name has it.
     fn body(&self, entry: &Entry) -> Option<(u64, u32, u16)> {
         self.links.get(&entry.order).and_then(|key| self.bodies.get(key)).copied().filter(|_| entry.size == 0)
@@ -285,6 +317,10 @@ impl<'a> Archive<'a> {
 const IMPLIED_DIRECTORY: u32 = 0o040_755;
 
 impl Tree for Archive<'_> {
+    fn work(&self) -> &Work {
+        self.work
+    }
+
     fn root(&self) -> Result<Node, Trouble> {
         Ok(Node { id: FNV_BASIS, kind: Kind::Directory, mode: IMPLIED_DIRECTORY, size: 0 })
     }
@@ -293,11 +329,11 @@ impl Tree for Archive<'_> {
         let hash = extend(directory.id, name);
         let Some(entry) = self.entry(hash, false) else {
             let implied = Node { id: hash, kind: Kind::Directory, mode: IMPLIED_DIRECTORY, size: 0 };
-            return Ok(self.implied.contains(&hash).then_some(implied));
+            return self.absent(self.implied.contains(&hash).then_some(implied), name);
         };
         let parent = if directory.id == FNV_BASIS { None } else { self.entry(directory.id, true) };
         if self.parents_first && parent.is_some_and(|parent| parent.order > entry.order) {
-            return Ok(None);
+            return self.absent(None, name);
         }
         Ok(Some(self.node(&entry)))
     }

@@ -1,7 +1,7 @@
 //! The directories of an archive that are symbolic links: what comes behind one of them is unpacked where it leads.
 
 use super::archive::{components, extend, root_hash};
-use super::limits::{KEPT_LINK_BYTES, PATH_BYTES, SYMLINKS};
+use super::limits::{KEPT_LINK_BYTES, PATH_BYTES, SYMLINKS, Work};
 use super::tree::Kind;
 use super::trouble::Trouble;
 use std::borrow::Cow;
@@ -19,9 +19,15 @@ pub(super) struct Links {
     targets: BTreeMap<u64, Box<[u8]>>,
     bytes: usize,
     directories: BTreeMap<u64, bool>,
+    full: bool,
 }
 
 impl Links {
+    /// Whether there were more than are kept: from then on, no link is followed.
+    pub(super) fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// Whether a path goes through no link, and not up.
     fn is_plain(&self, path: &[u8]) -> bool {
         let mut hash = root_hash();
@@ -36,11 +42,12 @@ impl Links {
     }
 
     /// The path without links, but for one at its end, which is replaced and not followed; nothing if it leads nowhere.
-    pub(super) fn resolve<'p>(&self, path: &'p [u8]) -> Option<Cow<'p, [u8]>> {
-        if self.is_plain(path) {
-            return Some(path.into());
+    pub(super) fn resolve<'p>(&self, work: &Work, path: &'p [u8]) -> Result<Option<Cow<'p, [u8]>>, Trouble> {
+        if self.full || self.is_plain(path) {
+            return Ok(Some(path.into()));
         }
         let mut todo: Vec<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
+        work.components(todo.len())?;
         todo.reverse();
         // The names from the root on, with the hash of the path up to each.
         let mut done: Vec<(Vec<u8>, u64)> = Vec::new();
@@ -58,28 +65,32 @@ impl Links {
             followed = followed.saturating_add(1);
             let length: usize = todo.iter().map(|name| name.len().saturating_add(1)).sum();
             if followed > SYMLINKS || length.saturating_add(target.len()) > PATH_BYTES {
-                return None;
+                return Ok(None);
             }
             if target.first() == Some(&b'/') {
                 done.clear();
             }
             let rest: Vec<_> = components(target).map(<[u8]>::to_vec).collect();
+            work.components(rest.len())?;
             todo.extend(rest.into_iter().rev());
         }
         let names: Vec<_> = done.into_iter().map(|(name, _)| name).collect();
-        Some(names.join(&b'/').into())
+        Ok(Some(names.join(&b'/').into()))
     }
 
     /// Takes the entry of this resolved path, with its target if it is a link. Whether the kernel makes it: a link takes the
     /// place of no directory that has something in it.
-    pub(super) fn add(&mut self, path: &[u8], kind: Kind, target: &[u8]) -> Result<bool, Trouble> {
+    pub(super) fn add(&mut self, path: &[u8], kind: Kind, target: &[u8]) -> bool {
+        if self.full {
+            return true;
+        }
         let mut hash = root_hash();
         let mut parent = hash;
         for name in components(path) {
             (parent, hash) = (hash, extend(hash, name));
         }
         if kind == Kind::Link && self.directories.get(&hash) == Some(&true) {
-            return Ok(false);
+            return false;
         }
         if let Some(filled) = self.directories.get_mut(&parent) {
             *filled = true;
@@ -99,9 +110,9 @@ impl Links {
             _ => {}
         }
         if self.bytes > KEPT_LINK_BYTES || self.directories.len() > DIRECTORIES {
-            return Err(Trouble::Bound("an archive has more links or directories than are kept"));
+            *self = Self { full: true, ..Self::default() };
         }
-        Ok(true)
+        true
     }
 }
 
@@ -110,7 +121,10 @@ mod tests {
     use super::*;
 
     fn resolved(links: &Links, path: &str) -> Option<String> {
-        links.resolve(path.as_bytes()).map(|path| String::from_utf8(path.into_owned()).unwrap())
+        links
+            .resolve(&Work::default(), path.as_bytes())
+            .unwrap()
+            .map(|path| String::from_utf8(path.into_owned()).unwrap())
     }
 
     #[test]
@@ -118,7 +132,7 @@ mod tests {
         let mut links = Links::default();
         for (path, target) in [("lib", "usr/lib"), ("usr/lib/x", "/other/./y"), ("a/up", "../lib"), ("loop", "loop/z")]
         {
-            assert_eq!(links.add(path.as_bytes(), Kind::Link, target.as_bytes()), Ok(true));
+            assert!(links.add(path.as_bytes(), Kind::Link, target.as_bytes()));
         }
         assert_eq!(resolved(&links, "./lib/libc.so").unwrap(), "usr/lib/libc.so");
         assert_eq!(resolved(&links, "/lib/x/z").unwrap(), "other/y/z");
@@ -126,7 +140,7 @@ mod tests {
         assert_eq!(resolved(&links, "lib").unwrap(), "lib");
         assert_eq!(resolved(&links, "loop/x"), None);
         // What replaces a link ends it.
-        assert_eq!(links.add(b"lib", Kind::Directory, b""), Ok(true));
+        assert!(links.add(b"lib", Kind::Directory, b""));
         assert_eq!(resolved(&links, "lib/libc.so").unwrap(), "lib/libc.so");
     }
 
@@ -134,19 +148,21 @@ mod tests {
     fn link_takes_the_place_of_an_empty_directory_only() {
         let mut links = Links::default();
         for path in ["lib", "lib/x", "bin"] {
-            assert_eq!(links.add(path.as_bytes(), Kind::Directory, b""), Ok(true));
+            assert!(links.add(path.as_bytes(), Kind::Directory, b""));
         }
-        assert_eq!(links.add(b"lib", Kind::Link, b"usr/lib"), Ok(false));
-        assert_eq!(links.add(b"bin", Kind::Link, b"usr/bin"), Ok(true));
+        assert!(!links.add(b"lib", Kind::Link, b"usr/lib"));
+        assert!(links.add(b"bin", Kind::Link, b"usr/bin"));
     }
 
     #[test]
     fn number_of_links_is_bounded() {
         let mut links = Links::default();
-        let added = (0..1 << 20).try_for_each(|number: u32| {
-            let path = format!("{number}");
-            links.add(path.as_bytes(), Kind::Link, b"x").map(|_| ())
-        });
-        assert!(matches!(added, Err(Trouble::Bound(_))));
+        links.add(b"first", Kind::Link, b"x");
+        assert_eq!(resolved(&links, "first/y").unwrap(), "x/y");
+        for number in 0..1 << 17 {
+            links.add(format!("{number}").as_bytes(), Kind::Link, b"x");
+        }
+        assert!(links.is_full() && links.targets.is_empty());
+        assert_eq!(resolved(&links, "first/y").unwrap(), "first/y");
     }
 }

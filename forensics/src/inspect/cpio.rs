@@ -182,11 +182,11 @@ fn member(
     }
     // Hard links are counted anew after each trailer.
     let hard_link = header.hard_link().map(|key| key ^ link_space);
-    let resolved = archive.paths.resolve(path);
+    let resolved = archive.paths.resolve(work, path)?;
     let own = resolved.as_deref().unwrap_or(path);
     let entry = Member { path: own, mode: header.mode, size: header.size, offset: body_at, hard_link };
     // What lies behind a link that leads nowhere is not made.
-    let made = resolved.is_some() && archive.paths.add(own, kind, super::bytes::before_nul(&target))?;
+    let made = resolved.is_some() && archive.paths.add(own, kind, super::bytes::before_nul(&target));
     if made {
         archive.add(work, &entry)?;
     } else {

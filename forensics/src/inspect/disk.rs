@@ -120,9 +120,15 @@ pub(crate) fn check(scene: &mut Scene<'_>, raw: &Raw<'_>, table: &Table) {
         let mut last = [0];
         let inside = end > 0 && raw.read_at(end.saturating_sub(1), &mut last) == Ok(1);
         if !inside {
+            // Of an MBR, the kernel makes a partition as short as the disk is.
+            let dropped = table.kind != "MBR" || partition.offset >= raw.len();
             let words = Words {
                 what: &format_args!("partition {} ends behind the end of the image", partition.number),
-                why: &"the image was cut: the kernel truncates or drops the partition, and its file system is not mounted",
+                why: &if dropped {
+                    "the image was cut: the kernel has no such partition"
+                } else {
+                    "the image was cut: the kernel truncates the partition, and a file system that is larger is not mounted"
+                },
                 remedy: &"copy the image anew and whole",
             };
             let evidence = [format!("the partition ends at {end}, the image at {}", raw.len())];

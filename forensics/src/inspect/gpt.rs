@@ -90,6 +90,10 @@ fn table(raw: &Raw<'_>, at: u64, sector: u64) -> Result<Option<(Table, Option<&'
         Some("has a header that does not have the check sum that it says")
     } else if u64_at(&header, 24) != at {
         Some("says that it is in another sector than it is")
+    } else if u64_at(&header, 40).max(u64_at(&header, 48)) > (raw.len() / sector).saturating_sub(1) {
+        Some("has usable sectors behind the end of the disk (was the image cut?)")
+    } else if u64_at(&header, 48) < u64_at(&header, 40) {
+        Some("has a last usable sector before the first")
     } else if entry_bytes != ENTRY {
         Some("has entries of a size that the kernel does not read")
     } else if all && crc32(&entries) != u32_at(&header, 88) {

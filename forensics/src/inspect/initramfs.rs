@@ -31,11 +31,16 @@ struct Totals {
 
 /// Looks at the initramfs in `raw`.
 pub(crate) fn inspect(scene: &mut Scene<'_>, raw: Raw<'_>) {
-    let mut archive = Archive::new(true);
+    let mut archive = Archive::new(scene.work, true);
     let mut totals = Totals::default();
     if let Err(trouble) = built_in(scene, &mut archive).and_then(|()| walk(scene, raw, &mut archive, &mut totals)) {
         scene.trouble("the initramfs", &trouble);
         totals.cut = true;
+        archive.set_partial();
+    }
+    if archive.paths.is_full() {
+        let trouble = Trouble::Bound("it has more links or directories than are kept: where paths lead is not sure");
+        scene.trouble("the initramfs", &trouble);
     }
     archive.finish();
     let entries = archive.entries().saturating_sub(u32::try_from(BUILT_IN.len()).unwrap_or_default());
@@ -61,7 +66,7 @@ const BUILT_IN: [(&[u8], u32); 3] = [(b"dev", 0o040_755), (b"dev/console", 0o020
 
 fn built_in(scene: &Scene<'_>, archive: &mut Archive<'_>) -> Result<(), Trouble> {
     for (path, mode) in BUILT_IN {
-        archive.paths.add(path, Kind::of_mode(mode), b"")?;
+        archive.paths.add(path, Kind::of_mode(mode), b"");
         archive.add(scene.work, &Member { path, mode, size: 0, offset: 0, hard_link: None })?;
     }
     Ok(())
@@ -159,6 +164,10 @@ fn packed<'a>(
         (Some(End::Broken { unpacked, why }), _) => {
             totals.unpacked = totals.unpacked.saturating_add(*unpacked);
             totals.cut = true;
+            // Of a stream that is damaged, the kernel has no more than this.
+            if !matches!(why, Trouble::Corrupt(_)) {
+                archive.set_partial();
+            }
             findings::broken(scene, method, *unpacked, why);
             Ok(None)
         }

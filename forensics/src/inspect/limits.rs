@@ -49,6 +49,11 @@ pub const ZSTD_KEPT_BYTES: u64 = 62 << 20;
 /// The largest window of a zstd stream, which kernels are packed with.
 pub const ZSTD_WINDOW_MAX: u64 = 128 << 20;
 
+/// The most components of paths that are looked up in a tree once it is read.
+pub const PATH_STEPS: u64 = 1 << 20;
+
+/// What a component of a path costs where an entry is unpacked behind links.
+const COMPONENT_COST: u64 = 64;
 /// What each read costs beside its bytes, so that many small ones are bounded as well.
 const READ_COST: u64 = 256;
 
@@ -61,6 +66,7 @@ pub struct Work {
     unpacked: Cell<u64>,
     entries: Cell<u64>,
     rewinds: Cell<u64>,
+    path_steps: Cell<u64>,
 }
 
 impl Default for Work {
@@ -74,7 +80,15 @@ impl Work {
     #[must_use]
     pub fn limited(most: u64) -> Self {
         let zero = || Cell::new(0);
-        Self { most, cost: zero(), read: zero(), unpacked: zero(), entries: zero(), rewinds: zero() }
+        Self {
+            most,
+            cost: zero(),
+            read: zero(),
+            unpacked: zero(),
+            entries: zero(),
+            rewinds: zero(),
+            path_steps: zero(),
+        }
     }
 
     /// The most bytes that one stream may unpack to.
@@ -137,6 +151,20 @@ impl Work {
         self.entries.set(self.entries.get().saturating_add(1));
         if self.entries.get() > ARCHIVE_ENTRIES {
             return Err(Trouble::Bound("an archive has more than 1,500,000 entries"));
+        }
+        Ok(())
+    }
+
+    /// Counts components of the path of an entry, or of the links that it goes through.
+    pub(super) fn components(&self, count: usize) -> Result<(), Trouble> {
+        self.cost(u64::try_from(count).unwrap_or(u64::MAX).saturating_mul(COMPONENT_COST))
+    }
+
+    /// Counts components of a path that is looked up. What was kept can be looked up even if nothing more may be read.
+    pub(super) fn path_steps(&self, count: usize) -> Result<(), Trouble> {
+        self.path_steps.set(self.path_steps.get().saturating_add(u64::try_from(count).unwrap_or(u64::MAX)));
+        if self.path_steps.get() > PATH_STEPS {
+            return Err(Trouble::Bound("paths in it have more components than are followed"));
         }
         Ok(())
     }

@@ -178,7 +178,7 @@ fn whole_disk(
 
 /// A tar archive: no disk, but what is in it can be said.
 pub(crate) fn archive<'a>(scene: &mut Scene<'_>, bytes: Rc<dyn Bytes + 'a>, is_packed: bool) -> Result<(), Trouble> {
-    let mut archive = super::archive::Archive::new(false);
+    let mut archive = super::archive::Archive::new(scene.work, false);
     let walked = tar::walk(&bytes, is_packed, &mut archive, scene.work);
     archive.finish();
     scene.fact("format", "tar archive");

@@ -23,12 +23,17 @@ pub(crate) fn initramfs(scene: &mut Scene<'_>, archive: &Archive<'_>, cut: bool)
     scene.fact("init-order", format_args!("{init} ({})", if given.is_some() { "rdinit=" } else { "of an initramfs" }));
     modules(scene, archive, true);
     match lookup(archive, init.as_bytes()) {
-        Found::Node(node, path) => {
-            describe(scene, archive, init, &path);
-            exec::check(scene, archive, node, &path);
+        Found::Node(..) => {
+            // One that fails is only said to have failed. A failing init= ends the boot, else the defaults follow, all of them
+            // in the initramfs.
+            let mut all = vec![init];
+            match scene.parameter("init").filter(|init| !init.is_empty()) {
+                Some(init) => all.push(init),
+                None => all.extend(DEFAULTS),
+            }
+            candidates(scene, archive, &all, archive.is_partial());
         }
-        Found::No(NotFound::Unknown(trouble)) => scene.trouble(init, &trouble),
-        Found::No(_) if cut => {
+        Found::No(why) if cut && (!matches!(why, NotFound::Unknown(_)) || !archive.has_entry(init.as_bytes())) => {
             let words = Words {
                 what: &format_args!("{init} is not in what could be read of the initramfs"),
                 why: &"it may be in the rest",
@@ -36,6 +41,7 @@ pub(crate) fn initramfs(scene: &mut Scene<'_>, archive: &Archive<'_>, cut: bool)
             };
             scene.warn("init-not-seen", Likely, &words, &[]);
         }
+        Found::No(NotFound::Unknown(trouble)) => scene.trouble(init, &trouble),
         Found::No(why) => no_init(scene, archive, init, &why),
     }
 }
@@ -100,16 +106,16 @@ pub(crate) fn filesystem(scene: &mut Scene<'_>, tree: &dyn Tree) {
         return;
     }
     scene.fact("init-order", DEFAULTS.join(", "));
-    defaults(scene, tree);
+    candidates(scene, tree, &DEFAULTS, false);
 }
 
 /// The kernel tries one after the other, and takes the first that can be run. Behind one of which that cannot be told,
-/// nothing ends the boot for certain.
-fn defaults(scene: &mut Scene<'_>, tree: &dyn Tree) {
+/// nothing ends the boot for certain; nor, from the first on, where what is found is `unsure`.
+fn candidates(scene: &mut Scene<'_>, tree: &dyn Tree, all: &[&str], unsure: bool) {
     let mut failed: Vec<Report> = Vec::new();
     let mut absent = Vec::new();
-    let mut unknown = false;
-    for init in DEFAULTS {
+    let mut unknown = unsure;
+    for &init in all {
         let mut report = Report::default();
         let mut trial = Scene { guest: scene.guest, work: scene.work, report: &mut report, of: scene.of.clone() };
         let runs = match lookup(tree, init.as_bytes()) {

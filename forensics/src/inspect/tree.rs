@@ -1,6 +1,6 @@
 //! One view of every tree of files, read-only, and the walk along a path as the kernel does it.
 
-use super::limits::{PATH_BYTES, SYMLINKS};
+use super::limits::{PATH_BYTES, SYMLINKS, Work};
 use super::trouble::Trouble;
 
 /// What a node is.
@@ -39,6 +39,8 @@ pub(crate) struct Node {
 
 /// A tree of files.
 pub(crate) trait Tree {
+    /// What the walk along paths is counted with.
+    fn work(&self) -> &Work;
     /// Its root directory.
     fn root(&self) -> Result<Node, Trouble>;
     /// What is called `name` in `directory`.
@@ -136,7 +138,7 @@ impl Walk<'_> {
         if path.len() > PATH_BYTES {
             return Err(NotFound::Unknown(Trouble::Unsupported("a path is longer than 4096 bytes".into())));
         }
-        let mut todo = reversed(path);
+        let mut todo = self.parts(path)?;
         while let Some(name) = todo.pop() {
             let Some(directory) = self.stack.last().map(|(_, node)| *node) else { break };
             if directory.kind != Kind::Directory {
@@ -157,12 +159,19 @@ impl Walk<'_> {
                 if target.first() == Some(&b'/') {
                     self.stack.truncate(1);
                 }
-                todo.extend(reversed(&target));
+                todo.extend(self.parts(&target)?);
                 continue;
             }
             self.stack.push((name, node));
         }
         self.stack.last().map(|(_, node)| *node).ok_or(NotFound::Loop { through: Vec::new() })
+    }
+
+    /// As [`reversed`], counted.
+    fn parts(&self, path: &[u8]) -> Result<Vec<Vec<u8>>, NotFound> {
+        let parts = reversed(path);
+        self.tree.work().path_steps(parts.len()).map_err(NotFound::Unknown)?;
+        Ok(parts)
     }
 
     /// The target of a link.

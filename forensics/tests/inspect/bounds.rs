@@ -1,5 +1,6 @@
 //! What hostile and huge images cost: each says its figures, and what was counted stays within the bounds.
 
+use crate::linked::Linked;
 use crate::make::{Cpio, EXIT, X86_64, fact, fixture, guest, program};
 use forensics::inspect::image_within;
 use forensics::inspect::limits::{self, Work};
@@ -227,4 +228,29 @@ fn hostile_program_costs_no_more_than_its_bytes_and_the_bound() {
     let report = measured("a hostile program", &archive.as_slice(), &work);
     assert!(has(&report, "elf-truncated") && report.findings.len() <= Report::MAX_FINDINGS, "{report:#?}");
     assert!(work.read_bytes() < 64 << 20, "{work:?}");
+}
+
+#[test]
+fn long_paths_through_links_end_at_a_bound() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Each entry goes forty times through a link to itself, by folders up and down.
+    let looped = format!("{}l", "a/../".repeat(800));
+    let archive = Cpio::default().file("init", &program(X86_64, EXIT)).link("l", &looped);
+    let bytes = (0..2_000).fold(archive, |archive, number| archive.file(&format!("l/{number}"), b"")).end();
+    let work = Work::limited(64 << 20);
+    let report = measured("entries behind a link to itself", &bytes.as_slice(), &work);
+    assert!(has(&report, "too-large-to-look-at") && work.entries() < 1_000, "{work:?}");
+    // The same in what a program has its libraries looked for.
+    let folders = (0..64).map(|number| format!("/l{number}/x")).collect::<Vec<_>>().join(":");
+    let mut needy = Linked::new(X86_64).loader("/ld.so").runpath(&folders);
+    for number in 0..64 {
+        needy = needy.needs(&format!("lib{number}.so"));
+    }
+    let mut archive = Cpio::default().folder("a").file("init", &needy.end()).file("ld.so", &program(X86_64, EXIT));
+    for number in 0..64 {
+        archive = archive.link(&format!("l{number}"), &format!("{}l{number}", "a/../".repeat(800)));
+    }
+    let work = Work::default();
+    let report = measured("libraries behind links to themselves", &archive.end().as_slice(), &work);
+    assert!(has(&report, "too-large-to-look-at") && !has(&report, "library-missing"), "{report:#?}");
 }

@@ -202,3 +202,29 @@ fn what_is_no_raw_disk_is_told_with_the_remedy() {
     assert!(finding.remedy.to_string().contains("gunzip"), "{finding:?}");
     assert_eq!(image(&mbr().as_slice(), &guest("")).worst(), None);
 }
+
+#[test]
+fn gpt_whose_usable_sectors_are_not_on_the_disk_is_not_taken() {
+    let with = |first: u64, last: u64| {
+        let mut disk = gpt();
+        disk[512 + 40..512 + 48].copy_from_slice(&first.to_le_bytes());
+        disk[512 + 48..512 + 56].copy_from_slice(&last.to_le_bytes());
+        disk[512 + 16..512 + 20].fill(0);
+        let sum = crc(&disk[512..512 + 92]);
+        disk[512 + 16..512 + 20].copy_from_slice(&sum);
+        disk
+    };
+    clean(&with(34, 511), &guest("root=/dev/vda2"));
+    for (first, last) in [(34, 512), (512, 512), (40, 39)] {
+        expect(&with(first, last), &guest("root=/dev/vda2"), "gpt-damaged", Fatal);
+        expect(&with(first, last), &guest(""), "gpt-damaged", Warning);
+    }
+}
+
+#[test]
+fn partition_that_the_disk_cuts_is_shorter_or_not_there() {
+    let why = |disk: &[u8]| expect(disk, &guest(""), "partition-behind-end", Warning).why.to_string();
+    assert!(why(&mbr()[..200 * 512]).contains("truncates the partition"));
+    assert!(why(&mbr()[..100 * 512]).contains("has no such partition"));
+    assert!(why(&gpt()[..200 * 512]).contains("has no such partition"));
+}

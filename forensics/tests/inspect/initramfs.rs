@@ -1,7 +1,9 @@
 //! Archives as the kernel unpacks them.
 
+use crate::linked::Linked;
 use crate::make::{Cpio, EXIT, X86_64, clean, expect, fact, fixture, found, guest, program};
-use forensics::inspect::{Architecture, Guest, image};
+use forensics::inspect::limits::Work;
+use forensics::inspect::{Architecture, Guest, image, image_within};
 use std::io::Write;
 use wire::report::Severity::{Fatal, Warning};
 
@@ -218,4 +220,80 @@ fn image_that_is_nothing_known_is_not_called_clean() {
     expect(&[0; 4096], &guest(""), "not-recognised", Warning);
     expect(b"", &guest(""), "image-empty", Fatal);
     assert_eq!(image(&fixture!("zeros.xz"), &guest("")).worst(), Some(Fatal));
+}
+
+/// An init that needs the dynamic loader of glibc.
+fn dynamic() -> Vec<u8> {
+    Linked::new(X86_64).loader("/lib64/ld-linux-x86-64.so.2").needs("libc.so.6").end()
+}
+
+/// With the loader and the library that it needs.
+fn loader(archive: Cpio) -> Cpio {
+    let archive = archive.folder("lib64").file("lib64/ld-linux-x86-64.so.2", &init());
+    archive.file("lib64/libc.so.6", &Linked::new(X86_64).soname("libc.so.6").end())
+}
+
+#[test]
+fn more_links_than_are_kept_hide_nothing_behind_them() {
+    let target = "x".repeat(80);
+    let with = |links: u32| {
+        let archive = Cpio::default().file("init", &dynamic()).folder("many");
+        (0..links).fold(archive, |archive, number| archive.link(&format!("many/{number}"), &target))
+    };
+    clean(&loader(with(100)).end(), &guest(""));
+    expect(&with(100).end(), &guest(""), "elf-interpreter-missing", Fatal);
+    let report = image(&loader(with(30_000)).end().as_slice(), &guest(""));
+    assert_eq!(report.worst(), Some(Warning), "{report:#?}");
+    assert_eq!(report.findings[0].id.as_str(), "too-large-to-look-at", "{report:#?}");
+    // All is read, and the loader is found.
+    assert_eq!(fact(&report, "entries"), "30005");
+    assert!(report.findings.iter().all(|finding| !finding.what.to_string().contains("ld-linux")), "{report:#?}");
+    // What is missing may be where a link leads that was not followed.
+    let (report, _) = found(&with(30_000).end(), &guest(""), "cannot-look-inside");
+    assert_eq!(report.worst(), Some(Warning), "{report:#?}");
+}
+
+#[test]
+fn nothing_is_missing_in_an_initramfs_that_was_read_in_part() {
+    let inits = [
+        dynamic(),
+        b"#!/bin/sh\n".to_vec(),
+        Linked::new(X86_64).loader("/ld.so").needs("libc.so.6").end(),
+        Linked::new(X86_64).loader("/ld.so").needs("missing/libc.so").end(),
+    ];
+    for bytes in inits {
+        let first = Cpio::default().file("ld.so", &init()).file("init", &bytes).link("start", "sbin/start");
+        let archive = loader(first.file("large", &vec![0; 8 << 20])).end();
+        for cmdline in ["", "rdinit=/start", "rdinit=/other"] {
+            let report = image_within(&gzip(&archive).as_slice(), &guest(cmdline), &Work::limited(4 << 20));
+            assert_eq!(report.worst(), Some(Warning), "{cmdline}: {report:#?}");
+        }
+        let report = image_within(&gzip(&archive).as_slice(), &guest(""), &Work::limited(4 << 20));
+        let ids: Vec<_> = report.findings.iter().map(|finding| finding.id.as_str()).collect();
+        assert!(ids.contains(&"too-large-to-look-at") && ids.contains(&"cannot-look-inside"), "{report:#?}");
+    }
+}
+
+#[test]
+fn init_that_cannot_be_executed_is_followed_by_the_others() {
+    let base = |failing: &[u8], mode: u32| Cpio::default().folder("bin").entry("init", mode, failing);
+    let failing = [
+        (init(), 0o100_644, "init-not-executable"),
+        (b"text".to_vec(), 0o100_755, "elf-not-a-program"),
+        (dynamic(), 0o100_755, "elf-interpreter-missing"),
+        (b"#!/bin/none\n".to_vec(), 0o100_755, "script-interpreter-missing"),
+    ];
+    for (bytes, mode, id) in failing {
+        expect(&base(&bytes, mode).end(), &guest("root=/dev/vda"), id, Fatal);
+        let shell = base(&bytes, mode).file("bin/sh", &init()).end();
+        expect(&shell, &guest("root=/dev/vda"), id, Warning);
+        // A failing init= ends the boot before the shell.
+        expect(&shell, &guest("init=/sbin/none"), id, Fatal);
+        expect(&shell, &guest("init=/bin/sh"), id, Warning);
+        expect(&base(&bytes, mode).file("bin/sh", b"text").end(), &guest(""), id, Fatal);
+    }
+    // An init that is executed, and dies, is followed by nothing.
+    let dying = Linked::new(X86_64).loader("/ld.so").needs("libmissing.so").end();
+    let dying = base(&dying, 0o100_755).file("ld.so", &init()).file("bin/sh", &init()).end();
+    expect(&dying, &guest(""), "library-missing", Fatal);
 }

@@ -14,22 +14,22 @@ fn arm() -> Guest {
 
 #[test]
 fn scripts_are_followed_to_their_interpreter() {
-    let base = || Cpio::default().folder("bin").file("bin/sh", &program(X86_64, EXIT));
-    clean(&base().file("init", b"#!/bin/sh -e\necho\n").end(), &guest(""));
+    let base = || Cpio::default().folder("bin").file("bin/dash", &program(X86_64, EXIT));
+    clean(&base().file("init", b"#!/bin/dash -e\necho\n").end(), &guest(""));
     let script = |line: &[u8]| base().file("init", line).end();
     let finding = expect(&script(b"#! /bin/bash\n"), &guest(""), "script-interpreter-missing", Fatal);
     assert!(finding.what.to_string().contains("/bin/bash"), "{finding:?}");
-    expect(&script(b"#!/bin/sh\r\necho\r\n"), &guest(""), "script-carriage-return", Fatal);
+    expect(&script(b"#!/bin/dash\r\necho\r\n"), &guest(""), "script-carriage-return", Fatal);
     expect(&script(b"#!\n"), &guest(""), "script-without-interpreter", Fatal);
-    expect(&script(b"\xef\xbb\xbf#!/bin/sh\n"), &guest(""), "elf-not-a-program", Fatal);
+    expect(&script(b"\xef\xbb\xbf#!/bin/dash\n"), &guest(""), "elf-not-a-program", Fatal);
     expect(&script(b"echo hello\n"), &guest(""), "elf-not-a-program", Fatal);
     expect(&script(b""), &guest(""), "elf-empty", Fatal);
     let chain = |length: usize| {
         let scripts = (1..length).fold(base(), |archive, number| {
-            let next = if number + 1 == length { "/bin/sh".into() } else { format!("/bin/{}", number + 1) };
+            let next = if number + 1 == length { "/bin/dash".into() } else { format!("/bin/{}", number + 1) };
             archive.file(&format!("bin/{number}"), format!("#!{next}\n").as_bytes())
         });
-        scripts.file("init", if length > 1 { b"#!/bin/1\n" } else { b"#!/bin/sh\n" }).end()
+        scripts.file("init", if length > 1 { b"#!/bin/1\n" } else { b"#!/bin/dash\n" }).end()
     };
     clean(&chain(5), &guest(""));
     expect(&chain(6), &guest(""), "script-nested-too-deep", Fatal);

@@ -1,7 +1,7 @@
 //! erofs: superblock, inodes, directories, and files that are not compressed (Linux: fs/erofs/erofs_fs.h).
 
 use crate::inspect::bytes::{Bytes, Raw, before_nul, exactly, size, text, u8_at, u16_at, u32_at, u64_at, uuid};
-use crate::inspect::limits::{DIRECTORY_BYTES, LISTED_NAMES};
+use crate::inspect::limits::{DIRECTORY_BYTES, LISTED_NAMES, Work};
 use crate::inspect::scene::{Scene, Words};
 use crate::inspect::tree::{Kind, Node, Tree};
 use crate::inspect::trouble::Trouble;
@@ -224,6 +224,10 @@ impl<'a> Erofs<'a> {
 }
 
 impl Tree for Erofs<'_> {
+    fn work(&self) -> &Work {
+        self.raw.work()
+    }
+
     fn root(&self) -> Result<Node, Trouble> {
         let root = self.node(u64::from(u16_at(&self.superblock, 14)))?;
         if root.kind == Kind::Directory { Ok(root) } else { Err(Trouble::corrupt("the root is no directory")) }

@@ -2,7 +2,7 @@
 //! (Linux: Documentation/filesystems/ext4).
 
 use crate::inspect::bytes::{Bytes, Raw, exactly, u8_at, u16_at, u32_at};
-use crate::inspect::limits::{DIRECTORY_BYTES, LISTED_NAMES};
+use crate::inspect::limits::{DIRECTORY_BYTES, LISTED_NAMES, Work};
 use crate::inspect::tree::{Kind, Node, Tree};
 use crate::inspect::trouble::Trouble;
 use std::cell::Cell;
@@ -367,6 +367,10 @@ fn entries(mut block: &[u8], visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> bool 
 }
 
 impl Tree for Ext<'_> {
+    fn work(&self) -> &Work {
+        self.raw.work()
+    }
+
     fn root(&self) -> Result<Node, Trouble> {
         let root = self.node(ROOT)?;
         if root.kind == Kind::Directory { Ok(root) } else { Err(Trouble::corrupt("the root is no directory")) }

@@ -309,6 +309,10 @@ impl<'a> Squashfs<'a> {
 }
 
 impl Tree for Squashfs<'_> {
+    fn work(&self) -> &Work {
+        self.raw.work()
+    }
+
     fn root(&self) -> Result<Node, Trouble> {
         let root = self.node(u64_at(&self.superblock, 32))?;
         if root.kind == Kind::Directory { Ok(root) } else { Err(Trouble::corrupt("the root is no directory")) }
