@@ -177,15 +177,19 @@ fn second_ready_ends_with_23() {
     device_failed(Process::Serial, "two-ready", "test=banner", &["the serial process", "Ready came at the wrong time"]);
 }
 
+/// Of a process that says that it is ready and is gone: whether the broker came to look at its jail is a matter of time.
+fn expect_dead_when_ready(ended: &Ended) {
+    match ended.status.code() {
+        Some(4) => ended.expect(4, "jail-failed"),
+        _ => ended.expect(20, "process-died"),
+    };
+}
+
 #[test]
 fn process_that_ends_with_0_before_its_time_is_refused_or_ends_with_20() {
     for process in [Process::Vmm, Process::Serial, Process::VirtioBlk] {
         let ended = run(probe::machine("test=ready end=sleep", process, "hang-up"));
-        // It says that it is ready and is gone: whether the broker came to look at its jail is a matter of time.
-        match ended.status.code() {
-            Some(4) => ended.expect(4, "jail-failed"),
-            _ => ended.expect(20, "process-died"),
-        };
+        expect_dead_when_ready(&ended);
         assert!(message(&ended).contains(&format!("the {}", process.name())), "{}", ended.story());
     }
 }
@@ -218,7 +222,7 @@ fn full_log_does_not_stop_a_process_and_is_cut() {
 #[test]
 fn full_log_does_not_hide_a_panic() {
     let ended = run(probe::machine("test=banner", Process::Serial, "log-flood-panic"));
-    ended.expect(20, "process-died");
+    expect_dead_when_ready(&ended);
     assert!(message(&ended).contains("panicked"), "{}", ended.story());
 }
 
