@@ -121,6 +121,9 @@ pub(crate) struct RunArgs {
     /// Prints one JSON object at the end, as the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Says at the end which process took which step of the run, from when to when, in microseconds; also in --json.
+    #[arg(long)]
+    pub(crate) timings: bool,
     /// Logs syscalls that a policy lacks instead of killing the process, and lists them at the end.
     #[arg(long)]
     pub(crate) audit: bool,

@@ -12,6 +12,7 @@ use crate::oom::OomWatch;
 use crate::process::Spawner;
 use crate::report::{self, Style};
 use crate::supervise::{Supervisor, catch_signals};
+use crate::timings::Timings;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 use std::io;
@@ -30,7 +31,7 @@ pub(crate) fn main(cli: &Cli, args: &DeviceArgs, started: Instant) -> ExitCode {
     match serve(cli, args, started) {
         Ok(supervisor) => {
             let mut outcome = supervisor.run();
-            report::outcome(&mut outcome, style, started.elapsed(), 0);
+            report::outcome(&mut outcome, style, started.elapsed(), None, 0);
             outcome.end.reason.exit_code()
         }
         Err(end) => {
@@ -57,7 +58,7 @@ fn serve(cli: &Cli, args: &BlockArgs, started: Instant) -> Result<Supervisor, En
     // Served once: a second front end finds no socket rather than one that nobody answers.
     drop(socket);
     let limits = RunLimits::default();
-    let mut spawner = Spawner::new(cli.bin_dir.as_deref());
+    let mut spawner = Spawner::new(cli.bin_dir.as_deref(), Timings::default());
     let confinement = launch::confine(&mut spawner, &limits, memory.get(), 1).map_err(LaunchError::into_end)?;
     let cores = cores::Shared::take();
     let block = launch::block(
@@ -92,7 +93,7 @@ fn serve(cli: &Cli, args: &BlockArgs, started: Instant) -> Result<Supervisor, En
         cookie,
         inspectors: Default::default(),
     };
-    Ok(Supervisor::new(launched, signals, oom, started))
+    Ok(Supervisor::new(launched, signals, oom, started, Timings::default()))
 }
 
 /// A listening socket whose file is removed when it is dropped.

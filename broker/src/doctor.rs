@@ -3,6 +3,7 @@
 use crate::cli::{Cli, DoctorArgs};
 use crate::host::{self, Finding, Verdict, finding};
 use crate::process::{Role, Spawner};
+use crate::timings::Timings;
 use kvm_ioctls::{Cap, Kvm};
 use policies::Process;
 use policies::spawn::Limits;
@@ -85,7 +86,7 @@ fn build_jail(cli: &Cli) -> anyhow::Result<()> {
     };
     let fds = [theirs.as_fd(), ring.as_fd(), doorbell.as_fd(), irq.as_fd()];
     let limits = Limits::for_process(Process::Serial, memory, Some(0));
-    let serial = Spawner::new(cli.bin_dir.as_deref()).start(Role::Serial, limits, &start, &fds)?;
+    let serial = Spawner::new(cli.bin_dir.as_deref(), Timings::default()).start(Role::Serial, limits, &start, &fds)?;
     drop(ours);
     let control = serial.control.as_ref().ok_or_else(|| anyhow::anyhow!("no control channel"))?;
     let ready = match control.recv_timeout::<FromSerial>(std::time::Duration::from_secs(10)) {

@@ -23,6 +23,7 @@ use policies::spawn::Limits;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use wire::clock::now_ns;
 use wire::message::{ConsoleOutput, DiskMode, StartBlock, StartLoader, StartSerial, StartVmm};
 use wire::{Channel, ChannelError, DiskId, MemoryBytes, SectorCount};
 
@@ -160,6 +161,7 @@ fn data_bytes(limits: &RunLimits, confinement: &Confinement, needs: u64) -> Opti
 /// # Errors
 /// When the host lacks something; nothing is left of what was started.
 pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<Launched, LaunchError> {
+    let begun_ns = now_ns();
     let kvm = open("/dev/kvm", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(LaunchError::Kvm)?;
     for disk in &plan.disks {
         files::lock_image(&disk.file, disk.mode).map_err(|error| LaunchError::Disk(disk.path.clone(), error))?;
@@ -181,6 +183,7 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     };
     let cores = cores::Shared::take();
     let data = |needs| data_bytes(&plan.limits, &confinement, needs);
+    spawner.timings().own("files, memory, events", begun_ns);
     let mut processes = vec![start_loader(&plan, spawner, audit, &memory, data(0))?];
     let mut wiring = Vec::new();
     let mut blocks = Vec::new();

@@ -29,6 +29,7 @@ mod report;
 mod run;
 mod supervise;
 mod terminal;
+mod timings;
 
 /// The parts that fuzzers drive without starting anything. Not an interface: the broker is a program, and has none but its
 /// command line; but what untrusted processes say to it, and what users write for it, has to be tried on its own code.
@@ -41,11 +42,12 @@ pub mod rehearsal {
 use clap::Parser as _;
 use std::process::ExitCode;
 use std::time::Instant;
+use timings::Timings;
 
 /// The command, with the arguments of this process; returns its exit status.
 #[must_use]
 pub fn main() -> ExitCode {
-    let started = Instant::now();
+    let (started, started_ns) = (Instant::now(), wire::clock::now_ns());
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return cli::refuse(&error),
@@ -61,7 +63,7 @@ pub fn main() -> ExitCode {
         return ends::Reason::Config.exit_code();
     }
     match &cli.command {
-        cli::Command::Run(args) => run::main(&cli, args, started),
+        cli::Command::Run(args) => run::main(&cli, args, started, &Timings::new(started_ns)),
         cli::Command::Check(args) => run::check(args),
         cli::Command::Inspect(args) => inspector::inspect::main(&cli, args),
         cli::Command::Explain(args) => inspector::explain::main(&cli, args),

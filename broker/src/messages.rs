@@ -151,7 +151,8 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
-    const LOCKDOWN: Lockdown = Lockdown { landlock_abi: 0, mdwe: true, listeners: 1 };
+    const LOCKDOWN: Lockdown =
+        Lockdown { landlock_abi: 0, mdwe: true, listeners: 1, times: Times { begun_ns: 1, prepared_ns: 2 } };
 
     #[test]
     fn message_of_another_process_is_refused() {

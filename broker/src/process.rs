@@ -4,16 +4,18 @@ use crate::cgroup::Confinement;
 use crate::config::RunLimits;
 use crate::ends::Exit;
 use crate::logs::LogPipe;
+use crate::timings::Timings;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use policies::Process;
 use policies::audit::Listener;
-use policies::inspect::Given;
+use policies::inspect::{self, Given, JailViolation};
 use policies::spawn::{Child, Limits, SpawnError, SpawnRequest, spawn};
 use serde::Serialize;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use wire::clock::now_ns;
 use wire::message::Lockdown;
 use wire::{Channel, ChannelError};
 
@@ -122,9 +124,26 @@ pub(crate) struct Supervised {
     pub(crate) warnings: u32,
     /// How it ended, once it is reaped.
     pub(crate) ended: Option<Ended>,
+    /// When the broker began to start it, by [`now_ns`].
+    pub(crate) cloned_ns: u64,
+    /// Where its steps are noted.
+    pub(crate) timings: Timings,
 }
 
 impl Supervised {
+    /// It says that it is in its jail, and the broker looks at that from outside.
+    ///
+    /// # Errors
+    /// When something is not as it must be.
+    pub(crate) fn verify(&mut self, lockdown: Lockdown) -> Result<(), JailViolation> {
+        self.timings.jailed(&self.name, self.cloned_ns, lockdown.times);
+        self.lockdown = Some(lockdown);
+        let from = now_ns();
+        let verified = inspect::verify(self.child.pid, self.role.process(), self.child.ids, &self.given);
+        self.timings.until_now(&self.name, "broker looks at its jail", from);
+        verified
+    }
+
     /// Kills it, if it lives.
     pub(crate) fn kill(&mut self) {
         if self.ended.is_none() && !self.killed {
@@ -139,6 +158,9 @@ impl Supervised {
     pub(crate) fn reap(&mut self, wait: bool) -> Option<Ended> {
         if self.ended.is_none() {
             self.ended = reap::reap(self.child.pid, wait);
+            if self.ended.is_some() {
+                self.timings.until_now(&self.name, "gone", now_ns());
+            }
         }
         self.ended
     }
@@ -160,18 +182,25 @@ pub(crate) struct Spawner {
     cgroup: Option<OwnedFd>,
     cpu_seconds: Option<u64>,
     started: bool,
+    timings: Timings,
 }
 
 impl Spawner {
     /// Starts the binaries in `bin_dir`, or else those beside the broker or in `../libexec/bulkhead`.
-    pub(crate) fn new(bin_dir: Option<&Path>) -> Self {
+    pub(crate) fn new(bin_dir: Option<&Path>, timings: Timings) -> Self {
         let bin_dir = bin_dir.map_or_else(default_bin_dir, Path::to_owned);
-        Self { bin_dir, cgroup: None, cpu_seconds: None, started: false }
+        Self { bin_dir, cgroup: None, cpu_seconds: None, started: false, timings }
     }
 
     /// One that starts what is no part of the machine: outside of its cgroup, and with limits of its own.
     pub(crate) fn outside(&self) -> Self {
-        Self { bin_dir: self.bin_dir.clone(), cgroup: None, cpu_seconds: None, started: self.started }
+        Self {
+            bin_dir: self.bin_dir.clone(),
+            cgroup: None,
+            cpu_seconds: None,
+            started: self.started,
+            timings: self.timings.clone(),
+        }
     }
 
     /// Starts those that follow in a cgroup, and has the kernel end each that uses more CPU time than all of them may.
@@ -186,6 +215,11 @@ impl Spawner {
         Ok(())
     }
 
+    /// Where steps are noted.
+    pub(crate) fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
     /// Starts `role` in its jail and sends it `start` with `fds`.
     ///
     /// # Errors
@@ -197,6 +231,7 @@ impl Spawner {
         start: &impl Serialize,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Supervised, StartError> {
+        let cloned_ns = now_ns();
         let process = role.process();
         let path = self.bin_dir.join(process.binary());
         let binary = File::open(&path).map_err(|error| StartError::Binary(path, error))?;
@@ -235,8 +270,11 @@ impl Spawner {
             killed: false,
             warnings: 0,
             ended: None,
+            cloned_ns,
+            timings: self.timings.clone(),
         };
         let sent = supervised.control.as_ref().map_or(Ok(()), |control| control.send(start, fds));
+        self.timings.until_now(&supervised.name, "broker starts it", cloned_ns);
         match sent {
             // A child that is gone already has its reason to tell; the supervisor hears it.
             Ok(()) | Err(ChannelError::Closed) => Ok(supervised),

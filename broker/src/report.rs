@@ -5,6 +5,7 @@ use crate::ends::{End, Exit, Reason};
 use crate::inspector::{Inspection, finding_lines};
 use crate::process::Supervised;
 use crate::supervise::{Looked, Outcome};
+use crate::timings::Timings;
 use nix::sys::stat::{SFlag, fstat};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
@@ -25,7 +26,15 @@ const RESET_TERMINAL: &[u8] =
     b"\x18\x1b\\\x1b[!p\x1b[0m\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?2004l\r\n";
 
 /// Reports a run that was launched.
-pub(crate) fn outcome(outcome: &mut Outcome, style: Style, duration: Duration, started_ns: u64) {
+///
+/// `timings` are told if they were asked for.
+pub(crate) fn outcome(
+    outcome: &mut Outcome,
+    style: Style,
+    duration: Duration,
+    timings: Option<&Timings>,
+    started_ns: u64,
+) {
     if style.console_on_stdout && std::io::stdout().is_terminal() {
         let mut stdout = std::io::stdout().lock();
         if let Err(error) = stdout.write_all(RESET_TERMINAL).and_then(|()| stdout.flush()) {
@@ -58,8 +67,15 @@ pub(crate) fn outcome(outcome: &mut Outcome, style: Style, duration: Duration, s
     if let Some(why) = outcome.explanation.as_ref().and_then(|explanation| explanation.cannot_tell.as_ref()) {
         say(&format!("the end could not be explained: {why}"));
     }
+    for line in timings.iter().flat_map(|timings| timings.lines()) {
+        say(&line);
+    }
     if style.json {
-        print_json(&run_json(outcome, duration, started_ns), style.console_on_stdout);
+        let mut value = run_json(outcome, duration, started_ns);
+        if let (Some(timings), Some(object)) = (timings, value.as_object_mut()) {
+            object.insert("timings".to_owned(), timings.json());
+        }
+        print_json(&value, style.console_on_stdout);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::oom::OomWatch;
 use crate::process::Spawner;
 use crate::report::{self, Style};
 use crate::supervise::{Supervisor, catch_signals};
-use nix::time::{ClockId, clock_gettime};
+use crate::timings::Timings;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use std::time::Instant;
 const CONFIG_BYTES: u64 = 1 << 20;
 
 /// `broker run`.
-pub(crate) fn main(cli: &Cli, args: &RunArgs, started: Instant) -> ExitCode {
+pub(crate) fn main(cli: &Cli, args: &RunArgs, started: Instant, timings: &Timings) -> ExitCode {
     let plan = match read(args.config.as_deref(), Some(&args.machine)) {
         Ok(plan) => plan,
         Err(problems) => {
@@ -25,6 +25,7 @@ pub(crate) fn main(cli: &Cli, args: &RunArgs, started: Instant) -> ExitCode {
             return Reason::Config.exit_code();
         }
     };
+    timings.own("config", timings.origin_ns());
     let mut style = Style { json: args.json, console_on_stdout: false };
     let failed = |end: End, style| {
         report::failure(&end, style, started.elapsed());
@@ -36,14 +37,13 @@ pub(crate) fn main(cli: &Cli, args: &RunArgs, started: Instant) -> ExitCode {
         Err(errno) => return failed(End::new(Reason::HostError, format!("signals cannot be caught: {errno}")), style),
     };
     let on_stdio = plan.console.stdio;
-    let launched = match launch(plan, &mut Spawner::new(cli.bin_dir.as_deref()), args.audit) {
+    let launched = match launch(plan, &mut Spawner::new(cli.bin_dir.as_deref(), timings.clone()), args.audit) {
         Ok(launched) => launched,
         Err(error) => return failed(error.into_end(), style),
     };
-    let mut outcome = Supervisor::new(launched, signals, oom, started).run();
+    let mut outcome = Supervisor::new(launched, signals, oom, started, timings.clone()).run();
     style.console_on_stdout = on_stdio && outcome.console.first_byte_ns.is_some();
-    let started_ns = monotonic_ns().saturating_sub(u64::try_from(started.elapsed().as_nanos()).unwrap_or(0));
-    report::outcome(&mut outcome, style, started.elapsed(), started_ns);
+    report::outcome(&mut outcome, style, started.elapsed(), args.timings.then_some(timings), timings.origin_ns());
     outcome.end.reason.exit_code()
 }
 
@@ -94,11 +94,4 @@ fn read_text(file: &Path) -> Result<String, Problem> {
     }
     std::io::read_to_string(opened.file)
         .map_err(|error| Problem::new(&origin, format!("cannot be read: {error}"), "write valid TOML in UTF-8"))
-}
-
-fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        let seconds = now.tv_sec().unsigned_abs();
-        seconds.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec().unsigned_abs())
-    })
 }

@@ -21,6 +21,7 @@ use crate::messages;
 use crate::oom::OomWatch;
 use crate::process::{Role, Supervised};
 use crate::terminal::RawTerminal;
+use crate::timings::Timings;
 pub(crate) use inspectors::Looked;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -132,6 +133,11 @@ pub(crate) struct Supervisor {
     confinement: Confinement,
     cookie: Option<Cookie>,
     inspectors: inspectors::Inspectors,
+    timings: Timings,
+    /// When the loader, or then the vmm, was told to begin.
+    told_ns: u64,
+    /// When the vmm said that the guest has ended; 0 if it did not.
+    stopped_ns: u64,
 }
 
 /// Turns the signals that end a run into events. To be called before anything else is started.
@@ -149,7 +155,13 @@ pub(crate) fn catch_signals() -> Result<SignalFd, Errno> {
 
 impl Supervisor {
     /// Takes over what was launched by a broker that began at `started`.
-    pub(crate) fn new(launched: Launched, signals: SignalFd, oom: OomWatch, started: Instant) -> Self {
+    pub(crate) fn new(
+        launched: Launched,
+        signals: SignalFd,
+        oom: OomWatch,
+        started: Instant,
+        timings: Timings,
+    ) -> Self {
         let devices = launched.processes.iter().filter(|process| process.role.is_device());
         let device_names = devices.map(|process| process.name.clone()).collect();
         Self {
@@ -179,6 +191,9 @@ impl Supervisor {
             confinement: launched.confinement,
             cookie: launched.cookie,
             inspectors: inspectors::Inspectors::of(launched.inspectors),
+            timings,
+            told_ns: 0,
+            stopped_ns: 0,
         }
     }
 
@@ -211,6 +226,9 @@ impl Supervisor {
         self.evidence.memory_limit = self.limits.memory_bytes.filter(|_| cgroup.is_some_and(Cgroup::ran_out_of_memory));
         let end = self.evidence.judge();
         let (preflight, explanation) = self.end_inspectors(end.reason);
+        if self.stopped_ns > 0 {
+            self.timings.own("end all processes", self.stopped_ns);
+        }
         Outcome {
             end,
             preflight,

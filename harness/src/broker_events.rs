@@ -12,7 +12,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 use wire::Text;
 use wire::message::{
-    Entry, FromBlock, FromLoader, FromSerial, FromVmm, Lockdown, MachineSeen, StopReason, ToLoader, ToVmm, VcpuSeen,
+    Entry, FromBlock, FromLoader, FromSerial, FromVmm, Lockdown, MachineSeen, StopReason, Times, ToLoader, ToVmm,
+    VcpuSeen,
 };
 
 /// The exit codes of the README.
@@ -72,7 +73,7 @@ fn honest(child: Child, input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let text =
         |input: &mut Unstructured<'_>| Ok(Text::truncated(String::from_utf8_lossy(crate::packets::short(input)?)));
     let what = input.int_in_range(0..=7_u8)?;
-    let lockdown = Lockdown { landlock_abi: 0, mdwe: true, listeners: 0 };
+    let lockdown = Lockdown { landlock_abi: 0, mdwe: true, listeners: 0, times: Times::default() };
     Ok(match (child, what) {
         (Child::Loader, 0) => packet(&FromLoader::Ready(lockdown)),
         (Child::Loader, 1 | 2) => {

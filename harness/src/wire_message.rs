@@ -10,7 +10,7 @@ use wire::channel::MAX_MESSAGE_BYTES;
 use wire::message::{
     Architecture, DiskSeen, Entry, Exits, FromBlock, FromInspector, FromLoader, FromSerial, FromVmm, HostSeen,
     InspectedGuest, InspectorTask, Lockdown, LogForm, MachineSeen, SerialRead, SerialValue, StartBlock, StartInspector,
-    StartLoader, StartSerial, StartVmm, StopReason, ToDevice, ToInspector, ToLoader, ToVmm, VcpuSeen,
+    StartLoader, StartSerial, StartVmm, StopReason, Times, ToDevice, ToInspector, ToLoader, ToVmm, VcpuSeen,
 };
 use wire::report::{Confidence, EvidenceLines, Fact, Finding, FindingId, Severity};
 use wire::{Channel, ChannelError, CommandLine, CpuList, Text};
@@ -80,7 +80,7 @@ fn text(packet: &[u8]) {
 #[must_use]
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let words = || Text::truncated("why \u{1b}[2J");
-    let lockdown = Lockdown { landlock_abi: 3, mdwe: true, listeners: 1 };
+    let lockdown = Lockdown { landlock_abi: 3, mdwe: true, listeners: 1, times: Times { begun_ns: 5, prepared_ns: 7 } };
     let cmdline = CommandLine::try_from("console=ttyS0 root=/dev/vda".to_owned()).expect("a line");
     let seen = MachineSeen {
         vcpus: vec![VcpuSeen {

@@ -9,7 +9,9 @@ use landlock::{
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wire::message::Lockdown;
+use std::sync::atomic::{AtomicU64, Ordering};
+use wire::clock::now_ns;
+use wire::message::{Lockdown, Times};
 
 /// The exit status of a process that panicked.
 pub const PANIC_STATUS: i32 = 101;
@@ -64,6 +66,15 @@ impl Jailed {
     }
 }
 
+/// When the process began, for `--timings`.
+static BEGUN_NS: AtomicU64 = AtomicU64::new(0);
+
+/// What the `main` of every jailed process does first: notes the time, and makes a panic end it as [`install_panic_hook`] says.
+pub fn begin_process() {
+    BEGUN_NS.store(now_ns(), Ordering::Relaxed);
+    install_panic_hook();
+}
+
 /// Makes a panic say one line on standard error and end the process with [`PANIC_STATUS`] at once, by no other system
 /// calls than `write` and `exit_group`: aborting by a signal does not work in the first process of a pid namespace.
 pub fn install_panic_hook() {
@@ -101,10 +112,12 @@ pub fn begin() -> Result<Jailed, LockdownError> {
 }
 
 fn begin_with_heap(heap_bytes: usize) -> Result<Jailed, LockdownError> {
+    let times = Times { begun_ns: BEGUN_NS.load(Ordering::Relaxed), prepared_ns: now_ns() };
     nix::sys::prctl::set_dumpable(false).map_err(LockdownError::Dumpable)?;
     die_of_faults().map_err(LockdownError::Faults)?;
     reserve_heap(heap_bytes);
-    let report = Lockdown { landlock_abi: deny_all()?, mdwe: refuse_writable_executable_memory(), listeners: 0 };
+    let (landlock_abi, mdwe) = (deny_all()?, refuse_writable_executable_memory());
+    let report = Lockdown { landlock_abi, mdwe, listeners: 0, times };
     Ok(Jailed { report, listeners: Vec::new() })
 }
 

@@ -5,6 +5,7 @@
 //! cannot hold a bad one.
 
 pub mod channel;
+pub mod clock;
 pub mod message;
 pub mod recording;
 pub mod report;

@@ -25,6 +25,17 @@ pub struct Lockdown {
     pub mdwe: bool,
     /// The number of seccomp listeners that come with this message.
     pub listeners: u8,
+    /// When it did what, for `--timings`.
+    pub times: Times,
+}
+
+/// When a child took which step, by [`crate::clock::now_ns`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// Its `main` began.
+    pub begun_ns: u64,
+    /// It had prepared what needs more rights than its work, and began to shut its jail.
+    pub prepared_ns: u64,
 }
 
 /// The version of an aarch64 machine's interrupt controller.

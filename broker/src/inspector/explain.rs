@@ -5,6 +5,7 @@ use super::log::Log;
 use crate::cli::{Cli, ExplainArgs};
 use crate::process::Spawner;
 use crate::report;
+use crate::timings::Timings;
 use serde_json::json;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -69,7 +70,7 @@ fn explain(cli: &Cli, args: &ExplainArgs) -> Result<Inspection, String> {
         ));
     }
     let task = InspectorTask::Explain { architecture: args.arch.map(Into::into), form: LogForm::Plain };
-    let mut spawner = Spawner::new(cli.bin_dir.as_deref());
+    let mut spawner = Spawner::new(cli.bin_dir.as_deref(), Timings::default());
     super::run_alone(&mut spawner, args.audit, task, &[log.reader.as_fd()])
         .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
 }

@@ -6,6 +6,7 @@ use crate::config::parse_size;
 use crate::files::{Kind, open_file};
 use crate::process::Spawner;
 use crate::report;
+use crate::timings::Timings;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -38,7 +39,7 @@ fn inspect(cli: &Cli, args: &InspectArgs) -> Result<Inspection, String> {
         may_be_kernel: kernel.is_none(),
     };
     let fds: Vec<_> = [Some(&image), kernel.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect();
-    let mut spawner = Spawner::new(cli.bin_dir.as_deref());
+    let mut spawner = Spawner::new(cli.bin_dir.as_deref(), Timings::default());
     super::run_alone(&mut spawner, args.audit, task, &fds).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
 }
 

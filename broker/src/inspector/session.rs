@@ -6,9 +6,8 @@ use crate::messages::{self, Event};
 use crate::process::{Ended, Role, Spawner, Supervised};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use policies::Process;
 use policies::audit::Listener;
-use policies::inspect::{self, JailViolation};
+use policies::inspect::JailViolation;
 use policies::spawn::Limits;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -236,9 +235,8 @@ impl Session {
             return self.give_up("it wants to be audited, which nobody asked for".to_owned());
         }
         self.process.listeners = listeners.into_iter().map(Listener::new).collect();
-        self.process.lockdown = Some(lockdown);
-        let (pid, ids) = (self.process.child.pid, self.process.child.ids);
-        match inspect::verify(pid, Process::Inspector, ids, &self.process.given) {
+        let pid = self.process.child.pid;
+        match self.process.verify(lockdown) {
             Ok(()) => {
                 self.process.checked = true;
                 self.stage = Stage::Jailed;

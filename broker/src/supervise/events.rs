@@ -11,6 +11,7 @@ use policies::inspect::{self, JailViolation};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wire::Text;
+use wire::clock::now_ns;
 use wire::message::{BootFile, Lockdown, StopReason, ToVmm};
 
 /// Warnings of one child that are shown.
@@ -61,8 +62,12 @@ impl Supervisor {
                 let path = path.clone();
                 self.cause(Cause::Refused { file, path, why });
             }
-            Event::Loaded(entry) if self.entry.is_none() => self.entry = Some(entry),
+            Event::Loaded(entry) if self.entry.is_none() => {
+                self.timings.until_now(&name, "load the boot files", self.told_ns);
+                self.entry = Some(entry);
+            }
             Event::Running if running && !self.said_running => {
+                self.timings.until_now(&name, "start the vCPUs", self.told_ns);
                 self.said_running = true;
                 self.deadline = None;
             }
@@ -73,6 +78,8 @@ impl Supervisor {
                 if !self.stopped && (running || matches!(reason, StopReason::DeviceFailed { .. })) =>
             {
                 self.stopped = true;
+                self.stopped_ns = now_ns();
+                self.timings.note(&name, "run the guest", self.told_ns, self.stopped_ns);
                 self.deadline = None;
                 // A device that is gone is told by the kernel as well, and there with its reason.
                 tracing::info!(?reason, "the vmm has stopped");
@@ -86,6 +93,7 @@ impl Supervisor {
                 }
             }
             Event::FirstByte(at_ns) if running && self.console.first_byte_ns.is_none() => {
+                self.timings.note(&name, "first byte of the guest", at_ns, at_ns);
                 self.console.first_byte_ns = Some(at_ns);
             }
             Event::Panic(line) if running && self.evidence.panic.is_none() => self.evidence.panic = Some(line),
@@ -132,8 +140,7 @@ impl Supervisor {
             return;
         }
         process.listeners = listeners.into_iter().map(Listener::new).collect();
-        process.lockdown = Some(lockdown);
-        if let Err(violation) = inspect::verify(pid, process.role.process(), process.child.ids, &process.given) {
+        if let Err(violation) = process.verify(lockdown) {
             let ending = matches!(violation, JailViolation::Unreadable { .. } | JailViolation::Dying { .. });
             let cause = Cause::Jail { name, why: format!("{:#}", anyhow::Error::from(violation)) };
             // A process that is ending cannot be looked at; why it ends is known in a moment.

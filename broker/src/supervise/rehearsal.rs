@@ -9,6 +9,7 @@ use crate::launch::Launched;
 use crate::logs::LogPipe;
 use crate::oom::OomWatch;
 use crate::process::{Ended, Role, Supervised};
+use crate::timings::Timings;
 use nix::fcntl::OFlag;
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -19,7 +20,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use wire::Channel;
-use wire::message::Lockdown;
+use wire::message::{Lockdown, Times};
 
 /// A child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +97,7 @@ impl Rehearsal {
         };
         let signals = SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let now = Instant::now();
-        let mut supervisor = Supervisor::new(launched, signals, OomWatch::start(), now);
+        let mut supervisor = Supervisor::new(launched, signals, OomWatch::start(), now, Timings::default());
         supervisor.phase = Phase::Loading;
         Ok((Self { supervisor, now }, channels))
     }
@@ -139,7 +140,7 @@ impl Rehearsal {
 fn supervised(role: Role, control: Channel) -> io::Result<Supervised> {
     let (log, other) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let pidfd: OwnedFd = other.try_clone()?;
-    let lockdown = Lockdown { landlock_abi: 0, mdwe: true, listeners: 0 };
+    let lockdown = Lockdown { landlock_abi: 0, mdwe: true, listeners: 0, times: Times::default() };
     Ok(Supervised {
         role,
         name: role.name(),
@@ -155,5 +156,7 @@ fn supervised(role: Role, control: Channel) -> io::Result<Supervised> {
         killed: false,
         warnings: 0,
         ended: Some(Ended { exit: Exit::Code(0), peak_rss_kib: 0, user_ms: 0, system_ms: 0 }),
+        cloned_ns: 0,
+        timings: Timings::default(),
     })
 }

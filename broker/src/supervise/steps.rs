@@ -6,6 +6,7 @@ use crate::privileges;
 use crate::process::Role;
 use crate::terminal::RawTerminal;
 use std::time::{Duration, Instant};
+use wire::clock::now_ns;
 use wire::message::{ToLoader, ToVmm};
 
 /// How long the loader may take: a hostile image must not hold us up for good.
@@ -62,6 +63,7 @@ impl Supervisor {
             // It is dying; its end is about to be seen.
             tracing::debug!("the loader could not be told to load: {error}");
         }
+        self.told_ns = now_ns();
         self.inspectors.begin();
     }
 
@@ -78,6 +80,7 @@ impl Supervisor {
             }
         }
         if let Some(entry) = self.entry {
+            self.told_ns = now_ns();
             let control = self.find(Role::Vmm).and_then(|vmm| vmm.control.as_ref());
             if let Some(Err(error)) = control.map(|control| control.send(&ToVmm::Run(entry), &[])) {
                 // It is dying; its end is about to be seen.

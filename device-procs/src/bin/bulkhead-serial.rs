@@ -3,6 +3,6 @@
 use policies::lockdown;
 
 fn main() {
-    lockdown::install_panic_hook();
+    lockdown::begin_process();
     lockdown::exit_now(device_procs::serial::run(wire::Channel::from_stdin()));
 }

@@ -4,6 +4,6 @@
 use policies::lockdown;
 
 fn main() {
-    lockdown::install_panic_hook();
+    lockdown::begin_process();
     lockdown::exit_now(device_procs::block::run(wire::Channel::from_stdin()));
 }

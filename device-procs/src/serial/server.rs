@@ -9,11 +9,11 @@ use super::scan::{Scanner, Sighting};
 use super::uart::Uart;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::time::{ClockId, clock_gettime};
 use policies::lockdown::say;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
+use wire::clock::now_ns;
 use wire::message::{FromSerial, SerialRead, SerialValue, StartSerial, ToDevice};
 use wire::recording::Recorder;
 use wire::ring::{Consumer, RingError, SLOTS};
@@ -381,9 +381,4 @@ fn wait_for(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> Result<(), ServeErr
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(ServeError::Poll(errno)),
     }
-}
-
-fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -4,6 +4,6 @@ use policies::lockdown;
 use wire::Channel;
 
 fn main() {
-    lockdown::install_panic_hook();
+    lockdown::begin_process();
     lockdown::exit_now(i32::from(!forensics::process::run(&Channel::from_stdin())));
 }

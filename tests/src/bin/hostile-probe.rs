@@ -32,7 +32,7 @@ struct Probe {
 }
 
 fn main() {
-    lockdown::install_panic_hook();
+    lockdown::begin_process();
     let words = task::read(std::hint::black_box(&TASK));
     if let Err(error) = work(&words) {
         say(format_args!("the probe failed: {error}"));
@@ -45,7 +45,7 @@ fn work(words: &str) -> Done {
     let mut probe = Probe::start(&name)?;
     match words {
         "no-lockdown" => {
-            let report = Lockdown { landlock_abi: 7, mdwe: true, listeners: 0 };
+            let report = Lockdown { landlock_abi: 7, mdwe: true, listeners: 0, times: Times::default() };
             probe.ready(report, &[])?;
         }
         "extra-fd" => {
@@ -71,7 +71,7 @@ fn work(words: &str) -> Done {
         "many-fds" => probe.raw(&[0, 0, 0, 0, 1, 1, 0], 100)?,
         "two-ready" => {
             probe.lock()?;
-            probe.ready(Lockdown { landlock_abi: 0, mdwe: true, listeners: 0 }, &[])?;
+            probe.ready(Lockdown { landlock_abi: 0, mdwe: true, listeners: 0, times: Times::default() }, &[])?;
         }
         "impossible-ring" => {
             let ring = std::fs::File::from(probe.fds[1].try_clone()?);

@@ -1,6 +1,6 @@
 //! The vmm process.
 
 fn main() {
-    policies::lockdown::install_panic_hook();
+    policies::lockdown::begin_process();
     vmm_core::vmm::main()
 }

@@ -2,6 +2,6 @@
 //! `hostile`. For tests only.
 
 fn main() {
-    policies::lockdown::install_panic_hook();
+    policies::lockdown::begin_process();
     vmm_core::vmm::main()
 }
