@@ -97,9 +97,13 @@ fn build_jail(cli: &Cli) -> anyhow::Result<()> {
         },
     };
     match ready {
-        FromSerial::Ready(_) => {
-            Ok(policies::inspect::verify(serial.child.pid, Process::Serial, serial.child.ids, &serial.given)?)
-        }
+        FromSerial::Ready(_) => Ok(policies::inspect::verify(
+            serial.child.pid,
+            Process::Serial,
+            serial.child.ids,
+            serial.child.net,
+            &serial.given,
+        )?),
         FromSerial::Failed(why) => anyhow::bail!("the process could not lock itself in: {why}"),
         _ => anyhow::bail!("the process did not say that it is ready"),
     }

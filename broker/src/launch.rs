@@ -184,6 +184,7 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     let cores = cores::Shared::take();
     let data = |needs| data_bytes(&plan.limits, &confinement, needs);
     spawner.timings().own("files, memory, events", begun_ns);
+    spawner.share_empty_net().map_err(StartError::Spawn)?;
     let mut processes = vec![start_loader(&plan, spawner, audit, &memory, data(0))?];
     let mut wiring = Vec::new();
     let mut blocks = Vec::new();

@@ -10,11 +10,12 @@ use nix::fcntl::OFlag;
 use policies::Process;
 use policies::audit::Listener;
 use policies::inspect::{self, Given, JailViolation};
-use policies::spawn::{Child, Limits, SpawnError, SpawnRequest, spawn};
+use policies::spawn::{Child, EmptyNet, Limits, SpawnError, SpawnRequest, spawn};
 use serde::Serialize;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use wire::clock::now_ns;
 use wire::message::Lockdown;
 use wire::{Channel, ChannelError};
@@ -139,7 +140,8 @@ impl Supervised {
         self.timings.jailed(&self.name, self.cloned_ns, lockdown.times);
         self.lockdown = Some(lockdown);
         let from = now_ns();
-        let verified = inspect::verify(self.child.pid, self.role.process(), self.child.ids, &self.given);
+        let verified =
+            inspect::verify(self.child.pid, self.role.process(), self.child.ids, self.child.net, &self.given);
         self.timings.until_now(&self.name, "broker looks at its jail", from);
         verified
     }
@@ -181,6 +183,7 @@ pub(crate) struct Spawner {
     bin_dir: PathBuf,
     cgroup: Option<OwnedFd>,
     cpu_seconds: Option<u64>,
+    net: Option<Rc<EmptyNet>>,
     started: bool,
     timings: Timings,
 }
@@ -189,7 +192,7 @@ impl Spawner {
     /// Starts the binaries in `bin_dir`, or else those beside the broker or in `../libexec/bulkhead`.
     pub(crate) fn new(bin_dir: Option<&Path>, timings: Timings) -> Self {
         let bin_dir = bin_dir.map_or_else(default_bin_dir, Path::to_owned);
-        Self { bin_dir, cgroup: None, cpu_seconds: None, started: false, timings }
+        Self { bin_dir, cgroup: None, cpu_seconds: None, net: None, started: false, timings }
     }
 
     /// One that starts what is no part of the machine: outside of its cgroup, and with limits of its own.
@@ -198,6 +201,7 @@ impl Spawner {
             bin_dir: self.bin_dir.clone(),
             cgroup: None,
             cpu_seconds: None,
+            net: self.net.clone(),
             started: self.started,
             timings: self.timings.clone(),
         }
@@ -212,6 +216,18 @@ impl Spawner {
         const GRACE_SECONDS: u64 = 5;
         self.cgroup = confinement.cgroup().map(|cgroup| cgroup.fd().try_clone_to_owned()).transpose()?;
         self.cpu_seconds = limits.cpu_time.map(|time| time.as_secs().saturating_add(GRACE_SECONDS));
+        Ok(())
+    }
+
+    /// Starts those that follow in one empty network namespace, where the broker may make it, until this and all of
+    /// [`Spawner::outside`] are dropped.
+    ///
+    /// # Errors
+    /// When the broker's own cannot be seen.
+    pub(crate) fn share_empty_net(&mut self) -> Result<(), SpawnError> {
+        let from = now_ns();
+        self.net = EmptyNet::enter()?.map(Rc::new);
+        self.timings.own("network namespace", from);
         Ok(())
     }
 
@@ -248,6 +264,7 @@ impl Spawner {
             log: their_log.as_fd(),
             limits: Limits { cpu_seconds: limits.cpu_seconds.or(self.cpu_seconds), ..limits },
             cgroup: self.cgroup.as_ref().map(AsFd::as_fd),
+            net: self.net.as_deref(),
         })?;
         if !std::mem::replace(&mut self.started, true) && !child.ids.privileged() && nix::unistd::geteuid().is_root() {
             let ids = child.ids;

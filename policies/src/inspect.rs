@@ -1,14 +1,17 @@
 //! The broker's look at a finished jail from outside, in /proc: what a child says of itself counts for nothing.
 
+mod folder;
+
 use crate::Process;
 use crate::spawn::Ids;
-use nix::sys::stat::fstat;
+use folder::Folder;
+use nix::fcntl::readlink;
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use std::collections::HashSet;
-use std::fs;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What is wrong with a jail.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,16 @@ pub enum JailViolation {
         /// What it must say.
         expected: String,
     },
+    /// The process is in another network namespace than the processes of its machine share.
+    #[error("the jail of {process} is not tight: its network namespace is {found}, must be {expected}")]
+    Net {
+        /// The process.
+        process: &'static str,
+        /// Where it is.
+        found: String,
+        /// Where it must be.
+        expected: String,
+    },
     /// The process shares a namespace with the broker.
     #[error("the jail of {process} is not tight: it shares the broker's {namespace} namespace")]
     Namespace {
@@ -73,7 +86,8 @@ pub enum JailViolation {
     },
 }
 
-/// The namespaces that a process must have for itself.
+/// The namespaces in which a process must be without the broker; but for "net", which the processes of a machine may share,
+/// it is alone in each.
 pub const NAMESPACES: [&str; 7] = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup"];
 
 /// The lines of /proc/PID/task/TID/status that every thread must show.
@@ -97,22 +111,30 @@ const SPECULATION: [(&str, &[&str]); 2] = [
 
 /// The lines of other files in /proc/PID that a process must show, where the kernel has the file and the line at all: no
 /// core dump, with nothing in it, and no merging of its memory (KSM).
-const FILES: [(&str, &str, &str); 4] = [
-    ("limits", "Max core file size", "0                    0                    bytes"),
-    ("coredump_filter", "", "00000000"),
-    ("ksm_stat", "ksm_merge_any:", "no"),
-    ("ksm_stat", "ksm_mergeable:", "no"),
+const FILES: [(&str, &[(&str, &str)]); 3] = [
+    ("limits", &[("Max core file size", "0                    0                    bytes")]),
+    ("coredump_filter", &[("", "00000000")]),
+    ("ksm_stat", &[("ksm_merge_any:", "no"), ("ksm_mergeable:", "no")]),
 ];
 
 /// The seccomp mode of a thread that its filter kills, until it is gone (kernel/seccomp.c, since Linux 5.17).
 const SECCOMP_MODE_DEAD: &str = "3";
 
-/// What identifies an open file from outside: the device, the inode, and what /proc shows as its target.
+/// What identifies an open file from outside: the device and the inode; and of a file without a type, as eventfds and what
+/// KVM makes are, which all have the same inode, what /proc shows as its target.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Identity {
     device: u64,
     inode: u64,
-    target: PathBuf,
+    target: Option<OsString>,
+}
+
+impl Identity {
+    fn of(stat: &FileStat, target: impl FnOnce() -> io::Result<OsString>) -> io::Result<Self> {
+        let has_type = SFlag::from_bits_truncate(stat.st_mode).intersects(SFlag::S_IFMT);
+        let target = if has_type { None } else { Some(target()?) };
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino, target })
+    }
 }
 
 /// The open files that a process was given.
@@ -125,9 +147,8 @@ impl Given {
     /// # Errors
     /// When it is not open.
     pub fn add(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let stat = fstat(fd)?;
-        let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-        self.0.insert(Identity { device: stat.st_dev, inode: stat.st_ino, target });
+        let target = || Ok(readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str())?);
+        self.0.insert(Identity::of(&fstat(fd)?, target)?);
         Ok(())
     }
 
@@ -157,13 +178,21 @@ fn may_make(process: Process, target: &str) -> bool {
 }
 
 /// Looks at every thread, namespace, mount and descriptor of the process `pid`, which said that it is ready. It may hold
-/// fewer descriptors than `given` (some are closed once mapped) and duplicates of them, never others.
+/// fewer descriptors than `given` (some are closed once mapped) and duplicates of them, never others. `net` is the number
+/// of the network namespace that it shares with others; none if it has one to itself.
 ///
 /// # Errors
 /// The first thing that is not as it must be.
-pub fn verify(pid: nix::unistd::Pid, process: Process, ids: Ids, given: &Given) -> Result<(), JailViolation> {
-    let folder = PathBuf::from(format!("/proc/{pid}"));
-    let look = Look { process, name: process.name(), ids, folder };
+pub fn verify(
+    pid: nix::unistd::Pid,
+    process: Process,
+    ids: Ids,
+    net: Option<u64>,
+    given: &Given,
+) -> Result<(), JailViolation> {
+    let name = process.name();
+    let folder = Folder::open(PathBuf::from(format!("/proc/{pid}"))).map_err(unreadable(name))?;
+    let look = Look { process, name, ids, net, folder };
     look.threads()?;
     look.files()?;
     look.namespaces()?;
@@ -174,85 +203,93 @@ pub fn verify(pid: nix::unistd::Pid, process: Process, ids: Ids, given: &Given) 
 struct Look {
     process: Process,
     ids: Ids,
+    net: Option<u64>,
     name: &'static str,
-    folder: PathBuf,
+    folder: Folder,
+}
+
+fn unreadable(process: &'static str) -> impl Fn((PathBuf, io::Error)) -> JailViolation {
+    move |(path, source)| JailViolation::Unreadable { process, path, source }
 }
 
 impl Look {
-    fn unreadable(&self, path: &Path) -> impl FnOnce(io::Error) -> JailViolation {
-        let (process, path) = (self.name, path.to_owned());
-        move |source| JailViolation::Unreadable { process, path, source }
-    }
-
-    fn entries(&self, path: &Path) -> Result<Vec<PathBuf>, JailViolation> {
-        fs::read_dir(path)
-            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
-            .map_err(self.unreadable(path))
-    }
-
     fn threads(&self) -> Result<(), JailViolation> {
-        for thread in self.entries(&self.folder.join("task"))? {
-            let path = thread.join("status");
-            let status = fs::read_to_string(&path).map_err(self.unreadable(&path))?;
-            let value = |key| status.lines().find_map(|line: &str| line.strip_prefix(key)?.strip_prefix(':'));
-            let is_dead = value("State").is_some_and(|state| state.trim_start().starts_with(['Z', 'X']));
-            if is_dead || value("Seccomp").is_some_and(|mode| mode.trim() == SECCOMP_MODE_DEAD) {
-                return Err(JailViolation::Dying { process: self.name, path });
+        let status = self.folder.text("status").map_err(unreadable(self.name))?;
+        if line(&status, "Threads").is_some_and(|count| count.trim() == "1") {
+            return self.thread(&status, || self.folder.path("status"));
+        }
+        let tasks = self.folder.folder("task").map_err(unreadable(self.name))?;
+        for thread in self.folder.folder("task").and_then(Folder::names).map_err(unreadable(self.name))? {
+            let name = format!("{thread}/status");
+            let status = tasks.text(&name).map_err(unreadable(self.name))?;
+            self.thread(&status, || tasks.path(&name))?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the `status` of a thread.
+    fn thread(&self, status: &str, path: impl Fn() -> PathBuf) -> Result<(), JailViolation> {
+        let value = |key| line(status, key);
+        let is_dead = value("State").is_some_and(|state| state.trim_start().starts_with(['Z', 'X']));
+        if is_dead || value("Seccomp").is_some_and(|mode| mode.trim() == SECCOMP_MODE_DEAD) {
+            return Err(JailViolation::Dying { process: self.name, path: path() });
+        }
+        let four = |id| format!("{id}\t{id}\t{id}\t{id}");
+        let mut expected: Vec<_> = STATUS.iter().map(|&(key, value)| (key, value.to_owned())).collect();
+        expected.extend([("Uid", four(self.ids.uid())), ("Gid", four(self.ids.gid()))]);
+        if self.ids.privileged() {
+            expected.push(("Groups", String::new()));
+        }
+        for (key, expected) in expected {
+            let found = value(key).map_or("nothing", str::trim);
+            if found != expected {
+                let found = found.to_owned();
+                return Err(JailViolation::Status { process: self.name, path: path(), key, found, expected });
             }
-            let four = |id| format!("{id}\t{id}\t{id}\t{id}");
-            let mut expected: Vec<_> = STATUS.iter().map(|&(key, value)| (key, value.to_owned())).collect();
-            expected.extend([("Uid", four(self.ids.uid())), ("Gid", four(self.ids.gid()))]);
-            if self.ids.privileged() {
-                expected.push(("Groups", String::new()));
-            }
-            for (key, expected) in expected {
-                let found = value(key).map_or("nothing", str::trim);
-                if found != expected {
-                    let found = found.to_owned();
-                    return Err(JailViolation::Status { process: self.name, path, key, found, expected });
-                }
-            }
-            if let Some((key, found)) = open_speculation(value) {
-                let expected = "shut for good".to_owned();
-                return Err(JailViolation::Status { process: self.name, path, key, found, expected });
-            }
+        }
+        if let Some((key, found)) = open_speculation(value) {
+            let expected = "shut for good".to_owned();
+            return Err(JailViolation::Status { process: self.name, path: path(), key, found, expected });
         }
         Ok(())
     }
 
     fn files(&self) -> Result<(), JailViolation> {
-        for (file, key, expected) in FILES {
-            let path = self.folder.join(file);
-            let text = match fs::read_to_string(&path) {
+        for (file, lines) in FILES {
+            let text = match self.folder.text(file) {
                 // A kernel without KSM, or before Linux 6.1; one that dumps nothing at all.
-                Err(error) if file != "limits" && error.kind() == io::ErrorKind::NotFound => continue,
-                text => text.map_err(self.unreadable(&path))?,
+                Err((_, error)) if file != "limits" && error.kind() == io::ErrorKind::NotFound => continue,
+                text => text.map_err(unreadable(self.name))?,
             };
-            let found = text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-            if let Some(found) = found.filter(|found| *found != expected) {
-                let (found, expected) = (found.to_owned(), expected.to_owned());
-                return Err(JailViolation::Status { process: self.name, path, key, found, expected });
+            for &(key, expected) in lines {
+                let found = text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+                if let Some(found) = found.filter(|found| *found != expected) {
+                    let (path, found, expected) = (self.folder.path(file), found.to_owned(), expected.to_owned());
+                    return Err(JailViolation::Status { process: self.name, path, key, found, expected });
+                }
             }
         }
         Ok(())
     }
 
     fn namespaces(&self) -> Result<(), JailViolation> {
+        let theirs = self.folder.folder("ns").map_err(unreadable(self.name))?;
+        let ours = Folder::open(PathBuf::from("/proc/thread-self/ns")).map_err(unreadable(self.name))?;
         for namespace in NAMESPACES {
-            let theirs = self.folder.join("ns").join(namespace);
-            let ours = Path::new("/proc/self/ns").join(namespace);
-            let theirs = fs::read_link(&theirs).map_err(self.unreadable(&theirs))?;
-            let ours = fs::read_link(&ours).map_err(self.unreadable(&ours))?;
-            if theirs == ours {
+            let theirs = theirs.link(namespace).map_err(unreadable(self.name))?;
+            if theirs == ours.link(namespace).map_err(unreadable(self.name))? {
                 return Err(JailViolation::Namespace { process: self.name, namespace });
+            }
+            let shared = self.net.filter(|_| namespace == "net").map(|number| format!("net:[{number}]"));
+            if let Some(expected) = shared.filter(|shared| theirs != shared.as_str()) {
+                return Err(JailViolation::Net { process: self.name, found: theirs.display().to_string(), expected });
             }
         }
         Ok(())
     }
 
     fn root(&self) -> Result<(), JailViolation> {
-        let path = self.folder.join("mountinfo");
-        let mounts = fs::read_to_string(&path).map_err(self.unreadable(&path))?;
+        let mounts = self.folder.text("mountinfo").map_err(unreadable(self.name))?;
         let wrong = |what| JailViolation::Root { process: self.name, what };
         // proc(5): mount id, parent id, device, root, mount point, options, …
         let [mount] = mounts.lines().collect::<Vec<_>>()[..] else {
@@ -262,25 +299,35 @@ impl Look {
         if !options.split(',').any(|option| option == "ro") {
             return Err(wrong(format!("is mounted with {options}, must be read-only")));
         }
-        match self.entries(&self.folder.join("root"))?.len() {
+        match self.folder.folder("root").and_then(Folder::names).map_err(unreadable(self.name))?.len() {
             0 => Ok(()),
             count => Err(wrong(format!("has {count} entries, must be empty"))),
         }
     }
 
     fn descriptors(&self, given: &Given) -> Result<(), JailViolation> {
-        for path in self.entries(&self.folder.join("fd"))? {
-            let target = fs::read_link(&path).map_err(self.unreadable(&path))?;
-            let metadata = fs::metadata(&path).map_err(self.unreadable(&path))?;
-            let identity = Identity { device: metadata.dev(), inode: metadata.ino(), target };
-            if !given.0.contains(&identity) && !may_make(self.process, &identity.target.to_string_lossy()) {
-                let fd = path.file_name().unwrap_or_default().display().to_string();
-                let target = identity.target.display().to_string();
+        let folder = self.folder.folder("fd").map_err(unreadable(self.name))?;
+        let link = |fd: &str| folder.link(fd).map_err(unreadable(self.name));
+        for fd in self.folder.folder("fd").and_then(Folder::names).map_err(unreadable(self.name))? {
+            let stat = folder.stat(&fd).map_err(unreadable(self.name))?;
+            let target = || folder.link(&fd).map_err(|(_, error)| error);
+            let failed = |source| JailViolation::Unreadable { process: self.name, path: folder.path(&fd), source };
+            let identity = Identity::of(&stat, target).map_err(failed)?;
+            if given.0.contains(&identity) {
+                continue;
+            }
+            let target = link(&fd)?.to_string_lossy().into_owned();
+            if identity.target.is_none() || !may_make(self.process, &target) {
                 return Err(JailViolation::Descriptor { process: self.name, fd, target });
             }
         }
         Ok(())
     }
+}
+
+/// What stands behind `key` and a colon in the lines of `text`.
+fn line<'t>(text: &'t str, key: &str) -> Option<&'t str> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
 }
 
 /// The line about speculation that could be shut and is not, out of those that `value` finds.
@@ -324,10 +371,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
                       Max core file size        0                    0                    bytes     \n";
-        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         let look = || {
             let (process, ids) = (Process::Serial, Ids::of_broker());
-            Look { process, ids, name: process.name(), folder: folder.path().to_owned() }.files()
+            let folder = Folder::open(folder.path().to_owned()).unwrap();
+            Look { process, ids, net: None, name: process.name(), folder }.files()
         };
         assert!(matches!(look(), Err(JailViolation::Unreadable { .. })));
         write("limits", limits);

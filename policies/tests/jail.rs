@@ -12,7 +12,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use policies::Process;
 use policies::audit::Listener;
 use policies::inspect::{Given, JailViolation, verify};
-use policies::spawn::{Child, Ids, Limits, SpawnError, SpawnRequest, Step, spawn};
+use policies::spawn::{Child, EmptyNet, Ids, Limits, SpawnError, SpawnRequest, Step, spawn};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -43,6 +43,10 @@ fn probe() -> File {
 }
 
 fn start(what: &str, audit: bool, binary: &File) -> Result<Jail, SpawnError> {
+    start_in(None, what, audit, binary)
+}
+
+fn start_in(net: Option<&EmptyNet>, what: &str, audit: bool, binary: &File) -> Result<Jail, SpawnError> {
     let (control, childs) = Channel::pair().unwrap();
     let (log, childs_log) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK).unwrap();
     let memory = MemoryBytes::try_from(2 << 20).unwrap();
@@ -54,6 +58,7 @@ fn start(what: &str, audit: bool, binary: &File) -> Result<Jail, SpawnError> {
         log: childs_log.as_fd(),
         limits: Limits::for_process(Process::VirtioBlk, memory, Some(0)),
         cgroup: None,
+        net,
     })?;
     let start = StartBlock {
         audit,
@@ -83,7 +88,7 @@ fn await_ready(jail: &Jail) -> Vec<OwnedFd> {
 fn locked_down_process_passes_the_inspection() {
     let jail = start("", false, &probe()).unwrap();
     await_ready(&jail);
-    verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, &jail.given).unwrap();
+    verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, jail.child.net, &jail.given).unwrap();
 }
 
 #[test]
@@ -96,11 +101,43 @@ fn processes_that_live_at_once_have_different_ids() {
 }
 
 #[test]
+fn processes_in_the_empty_network_namespace_of_the_broker_pass_the_inspection() {
+    let Some(net) = EmptyNet::enter().unwrap() else {
+        eprintln!("skipped: only root may make a network namespace without another user namespace");
+        return;
+    };
+    let jails: Vec<_> = (0..2).map(|_| start_in(Some(&net), "", false, &probe()).unwrap()).collect();
+    let number = net.number();
+    drop(net);
+    for jail in &jails {
+        await_ready(jail);
+        assert_eq!(jail.child.net, Some(number));
+        verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, jail.child.net, &jail.given).unwrap();
+        let elsewhere = verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, Some(number + 1), &jail.given);
+        assert!(matches!(elsewhere, Err(JailViolation::Net { .. })), "{elsewhere:?}");
+    }
+}
+
+#[test]
+fn process_that_stayed_in_the_network_namespace_of_the_broker_fails_the_inspection() {
+    let Some(net) = EmptyNet::enter().unwrap() else {
+        eprintln!("skipped: only root may make a network namespace without another user namespace");
+        return;
+    };
+    let jail = start_in(Some(&net), "", false, &probe()).unwrap();
+    await_ready(&jail);
+    // The broker has not gone back yet.
+    let violation = verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, jail.child.net, &jail.given);
+    assert!(matches!(violation, Err(JailViolation::Namespace { namespace: "net", .. })), "{violation:?}");
+}
+
+#[test]
 fn process_without_seccomp_fails_the_inspection() {
     let jail = start("no-lockdown", false, &probe()).unwrap();
     let message = jail.control.recv_timeout::<FromBlock>(DEADLINE).unwrap().message;
     assert!(matches!(message, FromBlock::Finished));
-    let violation = verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, &jail.given).unwrap_err();
+    let violation =
+        verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, jail.child.net, &jail.given).unwrap_err();
     assert!(matches!(violation, JailViolation::Status { key: "Seccomp", .. }), "{violation}");
 }
 
@@ -108,14 +145,15 @@ fn process_without_seccomp_fails_the_inspection() {
 fn process_with_a_stray_descriptor_fails_the_inspection() {
     let jail = start("extra-fd", false, &probe()).unwrap();
     await_ready(&jail);
-    let violation = verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, &jail.given).unwrap_err();
+    let violation =
+        verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, jail.child.net, &jail.given).unwrap_err();
     assert!(matches!(&violation, JailViolation::Descriptor { target, .. } if target.contains("extra")), "{violation}");
 }
 
 #[test]
 fn the_broker_itself_fails_the_inspection() {
     let violation =
-        verify(nix::unistd::Pid::this(), Process::VirtioBlk, Ids::of_broker(), &Given::default()).unwrap_err();
+        verify(nix::unistd::Pid::this(), Process::VirtioBlk, Ids::of_broker(), None, &Given::default()).unwrap_err();
     assert!(matches!(violation, JailViolation::Status { .. }), "{violation}");
 }
 
@@ -133,7 +171,8 @@ fn process_that_its_filter_killed_is_said_to_be_dying() {
     await_ready(&jail);
     // It stays to be looked at until somebody waits for it.
     waitid(Id::Pid(jail.child.pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
-    let violation = verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, &jail.given).unwrap_err();
+    let violation =
+        verify(jail.child.pid, Process::VirtioBlk, jail.child.ids, jail.child.net, &jail.given).unwrap_err();
     assert!(matches!(violation, JailViolation::Dying { .. }), "{violation}");
 }
 

@@ -2,6 +2,7 @@
 
 use super::SpawnError;
 use std::fmt;
+use std::sync::OnceLock;
 
 /// The user and group id of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +36,15 @@ impl Source {
     ///
     /// # Errors
     /// When /proc/self/uid_map cannot be read.
-    pub(super) fn own() -> Result<Self, SpawnError> {
+    pub(super) fn own() -> Result<&'static Self, SpawnError> {
+        // A process's map is written once (user_namespaces(7)).
+        static OWN: OnceLock<Source> = OnceLock::new();
+        if let Some(own) = OWN.get() {
+            return Ok(own);
+        }
         let map = std::fs::read_to_string("/proc/self/uid_map").map_err(SpawnError::OwnIds)?;
         let can_choose = nix::unistd::geteuid().is_root() && choose(&map, 0).is_some();
-        Ok(Self { map: can_choose.then_some(map), own: Ids::of_broker() })
+        Ok(OWN.get_or_init(|| Self { map: can_choose.then_some(map), own: Ids::of_broker() }))
     }
 
     /// Whether the broker may choose.

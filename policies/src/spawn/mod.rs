@@ -6,9 +6,11 @@
 mod child;
 mod harden;
 mod ids;
+mod net;
 mod refusal;
 
 pub use ids::Ids;
+pub use net::EmptyNet;
 
 use crate::Process;
 use crate::lockdown::INSPECTOR_HEAP_BYTES;
@@ -158,6 +160,9 @@ pub enum SpawnError {
     /// The broker's own ids could not be read.
     #[error("/proc/self/uid_map cannot be read")]
     OwnIds(#[source] std::io::Error),
+    /// The broker's own network namespace could not be looked at.
+    #[error("/proc/thread-self/ns/net cannot be opened")]
+    OwnNet(#[source] Errno),
 }
 
 /// The resource limits of a process (setrlimit(2)); those not named here are 0.
@@ -225,6 +230,8 @@ pub struct SpawnRequest<'a> {
     pub limits: Limits,
     /// The folder of the cgroup (version 2) that it begins in; none for the broker's own.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// The network namespace that the calling thread is in, for the process to stay there; none for one of its own.
+    pub net: Option<&'a EmptyNet>,
 }
 
 /// A started process. Dropping it neither kills nor reaps: the supervisor does both.
@@ -237,6 +244,9 @@ pub struct Child {
     pub pidfd: OwnedFd,
     /// The ids that it has on the host.
     pub ids: Ids,
+    /// The number of the empty network namespace that it shares with the other processes of its machine; none if it is
+    /// alone in one.
+    pub net: Option<u64>,
     setup: OwnedFd,
 }
 
@@ -245,15 +255,14 @@ impl Child {
     #[doc(hidden)]
     #[must_use]
     pub fn rehearsed(process: Process, pidfd: OwnedFd, ids: Ids, setup: OwnedFd) -> Self {
-        Self { process, pid: Pid::from_raw(0), pidfd, ids, setup }
+        Self { process, pid: Pid::from_raw(0), pidfd, ids, net: None, setup }
     }
 }
 
-/// The namespaces that every process gets anew.
+/// The namespaces that every process gets anew, beside the one of the network.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNS
-    | libc::CLONE_NEWNET
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
@@ -283,13 +292,15 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Child, SpawnError> {
         limits: request.limits,
         drop_groups: source.privileged(),
     };
-    let (pid, pidfd) = child::clone_into(NAMESPACES, request.cgroup, &plan).map_err(|source| {
+    let net = request.net.map(EmptyNet::number);
+    let namespaces = NAMESPACES | if net.is_some() { 0 } else { libc::CLONE_NEWNET };
+    let (pid, pidfd) = child::clone_into(namespaces, request.cgroup, &plan).map_err(|source| {
         let hint = Switches::of_host().refuse_clone(source);
         SpawnError::Clone { process, hint, source }
     })?;
     drop(childs_setup);
-    let mut child = Child { process: request.process, pid, pidfd, ids: Ids::of_broker(), setup };
-    let released = map_ids(&mut child, &source).and_then(|()| {
+    let mut child = Child { process: request.process, pid, pidfd, ids: Ids::of_broker(), net, setup };
+    let released = map_ids(&mut child, source).and_then(|()| {
         nix::unistd::write(&child.setup, b"g").map_err(|source| SpawnError::Host { process, source }).map(drop)
     });
     if let Err(error) = released {
