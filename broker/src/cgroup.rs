@@ -6,10 +6,9 @@
 mod guard;
 mod place;
 
-pub(crate) use guard::guard_main;
-
 use crate::config::RunLimits;
 use guard::Guard;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use place::{Leaf, Place};
 use std::fs::{self, File};
@@ -46,7 +45,7 @@ pub(crate) enum CgroupError {
     },
     /// The guard cannot be started.
     #[error("the guard that removes the cgroup cannot be started")]
-    Guard(#[source] io::Error),
+    Guard(#[source] Errno),
     /// Others are in the broker's cgroup.
     #[error("other processes are in the broker's cgroup, {}", .0.display())]
     Shared(PathBuf),

@@ -48,14 +48,6 @@ pub(crate) enum Command {
     /// Restores the terminal when the broker is gone (started by `broker run`).
     #[command(hide = true)]
     RestoreTerminal,
-    /// Removes a machine's cgroup when the broker is done or gone (started by `broker run`).
-    #[command(hide = true)]
-    RemoveCgroup {
-        /// The cgroup's folder.
-        folder: PathBuf,
-        /// The folder of the broker's own cgroup, where it has gone into one.
-        leaf: Option<PathBuf>,
-    },
 }
 
 /// The exit codes, as `--help` shows them.

@@ -55,9 +55,6 @@ pub fn main() -> ExitCode {
     if matches!(cli.command, cli::Command::RestoreTerminal) {
         return terminal::guard_main();
     }
-    if let cli::Command::RemoveCgroup { folder, leaf } = &cli.command {
-        return cgroup::guard_main(folder, leaf.as_deref());
-    }
     if let Err(error) = logs::init(&cli) {
         eprintln!("broker: {error:#}");
         return ends::Reason::Config.exit_code();
@@ -70,6 +67,6 @@ pub fn main() -> ExitCode {
         cli::Command::Device(args) => device::main(&cli, args, started),
         cli::Command::Doctor(args) => doctor::main(&cli, args),
         cli::Command::Policy(args) => policy::main(args),
-        cli::Command::RestoreTerminal | cli::Command::RemoveCgroup { .. } => ExitCode::SUCCESS,
+        cli::Command::RestoreTerminal => ExitCode::SUCCESS,
     }
 }

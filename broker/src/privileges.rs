@@ -6,12 +6,11 @@
 
 use nix::errno::Errno;
 
-/// Gives up all capabilities and the way back to them.
+/// Gives up what no program that the broker would execute could have: its bounding set. Nothing that is left to do takes it.
 ///
 /// # Errors
 /// When the kernel refuses, which it has no reason to.
-pub(crate) fn give_up() -> Result<(), Errno> {
-    nix::sys::prctl::set_no_new_privs()?;
+pub(crate) fn empty_bounding_set() -> Result<(), Errno> {
     let none: libc::c_ulong = 0;
     for capability in 0.. {
         let capability: libc::c_ulong = capability;
@@ -24,6 +23,16 @@ pub(crate) fn give_up() -> Result<(), Errno> {
             Err(errno) => return Err(errno),
         }
     }
+    Ok(())
+}
+
+/// Gives up all capabilities and the way back to them.
+///
+/// # Errors
+/// When the kernel refuses, which it has no reason to.
+pub(crate) fn give_up() -> Result<(), Errno> {
+    nix::sys::prctl::set_no_new_privs()?;
+    let none: libc::c_ulong = 0;
     let clear = libc::c_ulong::try_from(libc::PR_CAP_AMBIENT_CLEAR_ALL).unwrap_or(0);
     // SAFETY: this prctl takes integers only.
     Errno::result(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear, none, none, none) })?;

@@ -19,6 +19,7 @@ use crate::inspector::Inspection;
 use crate::launch::Launched;
 use crate::messages;
 use crate::oom::OomWatch;
+use crate::privileges;
 use crate::process::{Role, Supervised};
 use crate::terminal::RawTerminal;
 use crate::timings::Timings;
@@ -134,6 +135,8 @@ pub(crate) struct Supervisor {
     cookie: Option<Cookie>,
     inspectors: inspectors::Inspectors,
     timings: Timings,
+    /// Whether the loader was told to load by a broker that has its privileges still.
+    deaf_to_loader: bool,
     /// When the loader, or then the vmm, was told to begin.
     told_ns: u64,
     /// When the vmm said that the guest has ended; 0 if it did not.
@@ -192,6 +195,7 @@ impl Supervisor {
             cookie: launched.cookie,
             inspectors: inspectors::Inspectors::of(launched.inspectors),
             timings,
+            deaf_to_loader: false,
             told_ns: 0,
             stopped_ns: 0,
         }
@@ -200,6 +204,10 @@ impl Supervisor {
     /// Supervises until all processes are reaped.
     pub(crate) fn run(mut self) -> Outcome {
         self.set_deadline(JAIL_LIMIT, "it did not say that it is in its jail");
+        // While the processes build their jails, the broker has nothing better to do.
+        if let Err(errno) = privileges::empty_bounding_set() {
+            self.cause(Cause::Host(format!("the broker could not give up its privileges: {}", errno.desc())));
+        }
         while self.processes.iter().any(|process| process.ended.is_none()) {
             let tokens = match self.wait() {
                 Ok(tokens) => tokens,
@@ -211,6 +219,8 @@ impl Supervisor {
             let now = Instant::now();
             for token in tokens {
                 self.handle(token, now);
+                // A step that can be taken does not wait for what else has happened.
+                self.advance(now);
             }
             self.look_at_the_clock(now);
             self.advance(now);
@@ -271,7 +281,7 @@ impl Supervisor {
     fn wait(&self) -> Result<Vec<Token>, Errno> {
         let mut watched: Vec<(Token, BorrowedFd<'_>)> = vec![(Token::Signal, self.signals.as_fd())];
         for (index, process) in self.processes.iter().enumerate() {
-            if process.ended.is_some() {
+            if process.ended.is_some() || !self.is_heard(process) {
                 continue;
             }
             watched.push((Token::Exited(index), process.child.pidfd.as_fd()));

@@ -26,6 +26,10 @@ impl Ending {
 impl Supervisor {
     pub(super) fn begin_ending(&mut self, now: Instant) {
         let started = self.phase == Phase::Running;
+        if self.deaf_to_loader {
+            // It is listened to from here on.
+            self.give_up_privileges();
+        }
         self.phase = Phase::Ending;
         self.deadline = None;
         self.suspicion = None;

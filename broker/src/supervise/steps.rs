@@ -3,7 +3,7 @@
 use super::{Phase, Supervisor};
 use crate::ends::Cause;
 use crate::privileges;
-use crate::process::Role;
+use crate::process::{Role, Supervised};
 use crate::terminal::RawTerminal;
 use std::time::{Duration, Instant};
 use wire::clock::now_ns;
@@ -17,10 +17,14 @@ const RUN_LIMIT: Duration = Duration::from_secs(30);
 impl Supervisor {
     /// Takes the next step, if everything for it is there.
     pub(super) fn advance(&mut self, now: Instant) {
-        if self.phase == Phase::Starting && self.evidence.causes.is_empty() && self.all_jailed(now) {
-            self.phase = Phase::Loading;
-            self.set_deadline(LOAD_LIMIT, "the boot files were not loaded");
+        if self.phase == Phase::Starting && self.evidence.causes.is_empty() && self.is_machine_jailed() {
             self.let_load();
+            if self.inspectors.entered(now) {
+                self.give_up_privileges();
+                self.phase = Phase::Loading;
+                self.set_deadline(LOAD_LIMIT, "the boot files were not loaded");
+                self.inspectors.begin();
+            }
         }
         if self.phase == Phase::Loading && self.evidence.causes.is_empty() && self.is_loaded() {
             self.deadline = None;
@@ -36,14 +40,9 @@ impl Supervisor {
         }
     }
 
-    /// To look at a jail takes privileges that are given up then: the inspectors have to be in theirs too.
-    fn all_jailed(&mut self, now: Instant) -> bool {
-        if !self.processes.iter().all(|process| process.checked) {
-            return false;
-        }
-        // The machine did its part in time, however long an inspector takes.
-        self.deadline = None;
-        self.inspectors.entered(now)
+    /// Whether every process of the machine is in its jail, and was looked at.
+    fn is_machine_jailed(&self) -> bool {
+        self.processes.iter().all(|process| process.checked)
     }
 
     /// Whether guest memory is prepared and the loader is gone; true as well where there is none.
@@ -52,19 +51,35 @@ impl Supervisor {
         self.find(Role::Loader).is_none_or(|loader| entry && loader.ended.is_some())
     }
 
-    /// Every jail was checked: nothing but supervising is left to do for the broker, and untrusted bytes may be read.
+    /// Lets the loader load. To look at the jails of the inspectors takes privileges still: until they are given up, nothing
+    /// of what the loader says or does is taken notice of, see [`Supervisor::is_heard`].
     fn let_load(&mut self) {
-        if let Err(errno) = privileges::give_up() {
-            self.cause(Cause::Host(format!("the broker could not give up its privileges: {}", errno.desc())));
+        if self.deaf_to_loader || self.told_ns != 0 {
             return;
         }
+        // The machine did its part in time, however long an inspector takes.
+        self.deadline = None;
+        self.deaf_to_loader = true;
         let control = self.find(Role::Loader).and_then(|loader| loader.control.as_ref());
         if let Some(Err(error)) = control.map(|control| control.send(&ToLoader::Load, &[])) {
             // It is dying; its end is about to be seen.
             tracing::debug!("the loader could not be told to load: {error}");
         }
         self.told_ns = now_ns();
-        self.inspectors.begin();
+    }
+
+    /// Whether what this process says or does is to be taken notice of now: once it has been told to read what nobody
+    /// trusts, not before the broker has given up its privileges.
+    pub(super) fn is_heard(&self, process: &Supervised) -> bool {
+        !(self.deaf_to_loader && process.role == Role::Loader)
+    }
+
+    /// Nothing but supervising is left to do for the broker.
+    pub(super) fn give_up_privileges(&mut self) {
+        if let Err(errno) = privileges::give_up() {
+            self.cause(Cause::Host(format!("the broker could not give up its privileges: {}", errno.desc())));
+        }
+        self.deaf_to_loader = false;
     }
 
     /// Every jail was checked and guest memory is prepared.
