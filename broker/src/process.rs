@@ -139,6 +139,7 @@ impl Supervised {
     pub(crate) fn verify(&mut self, lockdown: Lockdown) -> Result<(), JailViolation> {
         self.timings.jailed(&self.name, self.cloned_ns, lockdown.times);
         self.lockdown = Some(lockdown);
+        self.child.settle();
         let from = now_ns();
         let verified =
             inspect::verify(self.child.pid, self.role.process(), self.child.ids, self.child.net, &self.given);

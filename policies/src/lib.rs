@@ -5,6 +5,8 @@
 //! thing it does: Landlock, seccomp, not dumpable. Then the broker looks at the result from outside ([`inspect`]).
 
 #[cfg(feature = "broker")]
+mod arch;
+#[cfg(feature = "broker")]
 pub mod audit;
 pub mod guest_memory;
 #[cfg(feature = "broker")]

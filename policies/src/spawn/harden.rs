@@ -1,20 +1,19 @@
 //! What a child gives up or asks for beyond its jail, before it is executed: speculation that a neighbour could steer, and
 //! the merging of its memory with that of others.
 //!
-//! Only async-signal-safe calls. What a kernel or a processor does not have is no error here: [`crate::inspect`] looks
+//! System calls alone, as all that a child does before it is executed (see [`super::child`]). What a kernel or a processor does not have is no error here: [`crate::inspect`] looks
 //! at what came of it.
-#![allow(unsafe_code, reason = "these prctl options have no safe wrapper")]
 
+use super::child::call;
 use nix::errno::Errno;
-use nix::libc;
-use std::ffi::{c_int, c_ulong};
+use syscalls::Sysno;
 
 // linux/prctl.h
-const PR_SET_SPECULATION_CTRL: c_int = 53;
-const PR_SPEC_STORE_BYPASS: c_ulong = 0;
-const PR_SPEC_INDIRECT_BRANCH: c_ulong = 1;
-const PR_SPEC_FORCE_DISABLE: c_ulong = 1 << 3;
-const PR_SET_MEMORY_MERGE: c_int = 67;
+const PR_SET_SPECULATION_CTRL: usize = 53;
+const PR_SPEC_STORE_BYPASS: usize = 0;
+const PR_SPEC_INDIRECT_BRANCH: usize = 1;
+const PR_SPEC_FORCE_DISABLE: usize = 1 << 3;
+const PR_SET_MEMORY_MERGE: usize = 67;
 
 /// Shuts store bypass and indirect branch speculation for good; the kernel keeps both shut over execve ("Speculation
 /// Control" of the kernel's user space API guide).
@@ -40,8 +39,6 @@ pub(super) fn refuse_merging() -> Result<(), Errno> {
     }
 }
 
-fn prctl(option: c_int, first: c_ulong, second: c_ulong) -> Result<(), Errno> {
-    let none: c_ulong = 0;
-    // SAFETY: the options used here take integers only.
-    Errno::result(unsafe { libc::prctl(option, first, second, none, none) }).map(drop)
+fn prctl(option: usize, first: usize, second: usize) -> Result<(), Errno> {
+    call(Sysno::prctl, [option, first, second, 0, 0, 0]).map(drop)
 }

@@ -8,16 +8,17 @@ mod harden;
 mod ids;
 mod net;
 mod refusal;
+mod stack;
 
 pub use ids::Ids;
 pub use net::EmptyNet;
 
 use crate::Process;
 use crate::lockdown::INSPECTOR_HEAP_BYTES;
-use child::Plan;
+use child::{Birth, Plan};
 use ids::Source;
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, socketpair};
 use nix::unistd::Pid;
 use refusal::Switches;
 use std::ffi::CString;
@@ -248,6 +249,8 @@ pub struct Child {
     /// alone in one.
     pub net: Option<u64>,
     setup: OwnedFd,
+    /// What it uses of this process's memory, until it is executed.
+    birth: Option<Birth>,
 }
 
 impl Child {
@@ -255,7 +258,7 @@ impl Child {
     #[doc(hidden)]
     #[must_use]
     pub fn rehearsed(process: Process, pidfd: OwnedFd, ids: Ids, setup: OwnedFd) -> Self {
-        Self { process, pid: Pid::from_raw(0), pidfd, ids, net: None, setup }
+        Self { process, pid: Pid::from_raw(0), pidfd, ids, net: None, setup, birth: None }
     }
 }
 
@@ -288,24 +291,25 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Child, SpawnError> {
         binary: request.binary.as_raw_fd(),
         control: request.control.as_raw_fd(),
         log: request.log.as_raw_fd(),
-        name: &name,
+        name,
         limits: request.limits,
         drop_groups: source.privileged(),
     };
     let net = request.net.map(EmptyNet::number);
     let namespaces = NAMESPACES | if net.is_some() { 0 } else { libc::CLONE_NEWNET };
-    let (pid, pidfd) = child::clone_into(namespaces, request.cgroup, &plan).map_err(|source| {
+    let (pid, pidfd, birth) = child::clone_into(namespaces, request.cgroup, plan).map_err(|source| {
         let hint = Switches::of_host().refuse_clone(source);
         SpawnError::Clone { process, hint, source }
     })?;
     drop(childs_setup);
-    let mut child = Child { process: request.process, pid, pidfd, ids: Ids::of_broker(), net, setup };
+    let mut child =
+        Child { process: request.process, pid, pidfd, ids: Ids::of_broker(), net, setup, birth: Some(birth) };
     let released = map_ids(&mut child, source).and_then(|()| {
         nix::unistd::write(&child.setup, b"g").map_err(|source| SpawnError::Host { process, source }).map(drop)
     });
     if let Err(error) = released {
         // It waits for its ids and will see the closed socket; reaping it leaves nothing behind.
-        drop(child.setup);
+        nix::sys::socket::shutdown(child.setup.as_raw_fd(), Shutdown::Both).map_err(host)?;
         nix::sys::wait::waitpid(pid, None).map_err(host)?;
         return Err(error);
     }
@@ -362,11 +366,29 @@ impl Child {
         Some(SpawnError::Child { process: self.process.name(), hint, step, source })
     }
 
+    /// To be called now and then once it can be expected to be executed: gives back what it used of this process's memory.
+    pub fn settle(&mut self) {
+        let mut byte = [0u8];
+        // Its end of the connection is closed by execveat, or by its end; a report of its failure waits to be read.
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+        if recv(self.setup.as_raw_fd(), &mut byte, flags).is_ok() {
+            self.birth = None;
+        }
+    }
+
     /// Kills it. It has no chance to object, and all that it might have started ends with it.
     ///
     /// # Errors
     /// When it was reaped already.
     pub fn kill(&self) -> Result<(), Errno> {
         child::pidfd_kill(&self.pidfd)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.settle();
+        // It may be on its way still: then its memory stays.
+        std::mem::forget(self.birth.take());
     }
 }
