@@ -9,7 +9,7 @@ use crate::ends::{End, Reason};
 use crate::files::lock_image;
 use crate::launch::{self, BlockDisk, LaunchError, Launched};
 use crate::oom::OomWatch;
-use crate::process::Spawner;
+use crate::process::{Role, Spawner};
 use crate::report::{self, Style};
 use crate::supervise::{Supervisor, catch_signals};
 use crate::timings::Timings;
@@ -61,23 +61,18 @@ fn serve(cli: &Cli, args: &BlockArgs, started: Instant) -> Result<Supervisor, En
     let mut spawner = Spawner::new(cli.bin_dir.as_deref(), Timings::default());
     let confinement = launch::confine(&mut spawner, &limits, memory.get(), 1).map_err(LaunchError::into_end)?;
     let cores = cores::Shared::take();
-    let block = launch::block(
-        &mut spawner,
-        args.audit,
-        0,
-        &BlockDisk {
-            path: &args.disk,
-            file: &opened.file,
-            mode,
-            capacity,
-            id: &id,
-            memory,
-            socket: OwnedFd::from(front_end),
-            counter: None,
-            data_bytes: None,
-        },
-    )
-    .map_err(LaunchError::into_end)?;
+    let failed = |error| LaunchError::Start(error).into_end();
+    let mut block = spawner.begin(Role::Block(0), launch::block_limits(mode, capacity, memory)).map_err(failed)?;
+    let disk = BlockDisk {
+        path: &args.disk,
+        file: &opened.file,
+        mode,
+        capacity,
+        id: &id,
+        socket: OwnedFd::from(front_end),
+        counter: None,
+    };
+    disk.tell(&mut block, args.audit).map_err(LaunchError::into_end)?;
     let cookie = cores.leave().map_err(|errno| LaunchError::Cores(errno).into_end())?;
     confinement.log(cookie.is_some());
     let launched = Launched {

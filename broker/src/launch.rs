@@ -171,24 +171,26 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     // Huge pages are counted by a controller of their own (hugetlb).
     let guest_bytes = if plan.huge_pages.is_some() { 0 } else { plan.memory.get() };
     let confinement = confine(spawner, &plan.limits, guest_bytes, tasks)?;
+    let console = ConsoleFds::open(&plan.console, &plan.inputs)?;
+    let cores = cores::Shared::take();
+    spawner.timings().own("files, cgroup", begun_ns);
+    spawner.share_empty_net().map_err(StartError::Spawn)?;
+    let mut children = Children::begin(&plan, spawner, &console, &confinement)?;
+
+    // While they build the first halves of their jails, all that they are handed is made.
+    let begun_ns = now_ns();
     let memory = memory::guest_memory(plan.memory, plan.huge_pages)?;
     let ring = memory::posted_write_ring()?;
     let (doorbell, serial_irq) = (event()?, event()?);
     let (vmm_serial, serial_vmm) = Channel::pair()?;
-    let console = ConsoleFds::open(&plan.console, &plan.inputs)?;
     let is_written = plan.disks.iter().any(|disk| disk.mode != DiskMode::ReadOnly);
     let counter = match plan.limits.disk_write_bytes.filter(|_| is_written) {
         Some(bytes) => Some((memory::write_counter()?, bytes)),
         None => None,
     };
-    let cores = cores::Shared::take();
-    let data = |needs| data_bytes(&plan.limits, &confinement, needs);
-    spawner.timings().own("files, memory, events", begun_ns);
-    spawner.share_empty_net().map_err(StartError::Spawn)?;
-    let mut processes = vec![start_loader(&plan, spawner, audit, &memory, data(0))?];
+    tell_loader(&mut children.loader, &plan, audit, &memory)?;
     let mut wiring = Vec::new();
-    let mut blocks = Vec::new();
-    for (number, disk) in (0u8..).zip(&plan.disks) {
+    for (child, disk) in children.blocks.iter_mut().zip(&plan.disks) {
         let (vmm, device) = stream_pair()?;
         wiring.push(Wiring { vmm, kick: event()?, call: event()? });
         let disk = BlockDisk {
@@ -197,12 +199,10 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
             mode: disk.mode,
             capacity: disk.capacity,
             id: &disk.id,
-            memory: plan.memory,
             socket: device,
             counter: counter.as_ref().map(|(fd, bytes)| (fd.as_fd(), *bytes)),
-            data_bytes: data(disk.capacity.bytes() / OVERLAY_MAP_SHARE),
         };
-        blocks.push(block(spawner, audit, number, &disk)?);
+        disk.tell(child, audit)?;
     }
     let mut fds =
         vec![kvm.as_fd(), memory.as_fd(), vmm_serial.as_fd(), ring.as_fd(), doorbell.as_fd(), serial_irq.as_fd()];
@@ -216,13 +216,11 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
         cpus: plan.cpus.clone(),
         debug: plan.debug,
     };
-    let stacks = u64::from(plan.vcpus.get()).saturating_mul(THREAD_STACK_BYTES);
-    let limits = Limits { data_bytes: data(stacks), ..Limits::for_process(Process::Vmm, plan.memory, None) };
-    processes.push(spawner.start(Role::Vmm, limits, &start, &fds)?);
+    children.vmm.tell(&start, &fds)?;
     let wires = [serial_vmm.as_fd(), ring.as_fd(), doorbell.as_fd(), serial_irq.as_fd()];
     let (recording, recorded) = plan.explain.then(inspector::recording).transpose()?.unzip();
-    processes.push(start_serial(spawner, audit, &plan, &console, &wires, recording.as_ref(), data(0))?);
-    processes.extend(blocks);
+    tell_serial(&mut children.serial, &plan, audit, &console, &wires, recording.as_ref())?;
+    spawner.timings().own("memory, sockets, events", begun_ns);
     let inspectors = preflight::start(&plan, spawner, audit, recorded);
     let cookie = cores.leave().map_err(LaunchError::Cores)?;
     confinement.log(cookie.is_some());
@@ -230,7 +228,7 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     let stdio = (console.outputs.len() > plan.console.files.len()).then(|| "standard output".to_owned());
     Ok(Launched {
         audit,
-        processes,
+        processes: children.into_vec(),
         terminal: console.terminal,
         dumps: plan.debug.then(|| plan.vcpus.get()),
         borrowed: console.borrowed,
@@ -243,13 +241,47 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     })
 }
 
-fn start_loader(
-    plan: &Plan,
-    spawner: &mut Spawner,
-    audit: bool,
-    memory: &OwnedFd,
-    data_bytes: Option<u64>,
-) -> Result<Supervised, LaunchError> {
+/// The processes of a machine, before they are told anything.
+struct Children {
+    loader: Supervised,
+    vmm: Supervised,
+    serial: Supervised,
+    blocks: Vec<Supervised>,
+}
+
+impl Children {
+    /// Starts them, the one that takes longest first.
+    fn begin(
+        plan: &Plan,
+        spawner: &mut Spawner,
+        console: &ConsoleFds,
+        confinement: &Confinement,
+    ) -> Result<Self, LaunchError> {
+        let data = |needs| data_bytes(&plan.limits, confinement, needs);
+        let limits = |process, file_size_bytes, data_bytes| Limits {
+            data_bytes,
+            ..Limits::for_process(process, plan.memory, file_size_bytes)
+        };
+        let stacks = u64::from(plan.vcpus.get()).saturating_mul(THREAD_STACK_BYTES);
+        let vmm = spawner.begin(Role::Vmm, limits(Process::Vmm, None, data(stacks)))?;
+        let loader = spawner.begin(Role::Loader, limits(Process::Loader, Some(0), data(0)))?;
+        let serial = spawner.begin(Role::Serial, limits(Process::Serial, console.file_size_bytes, data(0)))?;
+        let blocks = (0u8..).zip(&plan.disks).map(|(number, disk)| {
+            let limits = block_limits(disk.mode, disk.capacity, plan.memory);
+            let data_bytes = data(disk.capacity.bytes() / OVERLAY_MAP_SHARE);
+            spawner.begin(Role::Block(number), Limits { data_bytes, ..limits })
+        });
+        let blocks = blocks.collect::<Result<_, _>>()?;
+        Ok(Self { loader, vmm, serial, blocks })
+    }
+
+    /// The loader first, then the others in the order in which they are reported.
+    fn into_vec(self) -> Vec<Supervised> {
+        [self.loader, self.vmm, self.serial].into_iter().chain(self.blocks).collect()
+    }
+}
+
+fn tell_loader(child: &mut Supervised, plan: &Plan, audit: bool, memory: &OwnedFd) -> Result<(), StartError> {
     let start = StartLoader {
         audit,
         memory: plan.memory,
@@ -262,19 +294,17 @@ fn start_loader(
     };
     let mut fds = vec![memory.as_fd(), plan.kernel.file.as_fd()];
     fds.extend(plan.initrd.as_ref().map(|initrd| initrd.file.as_fd()));
-    let limits = Limits { data_bytes, ..Limits::for_process(Process::Loader, plan.memory, Some(0)) };
-    Ok(spawner.start(Role::Loader, limits, &start, &fds)?)
+    child.tell(&start, &fds)
 }
 
-fn start_serial(
-    spawner: &mut Spawner,
-    audit: bool,
+fn tell_serial(
+    child: &mut Supervised,
     plan: &Plan,
+    audit: bool,
     console: &ConsoleFds,
     wires: &[BorrowedFd<'_>],
     recording: Option<&OwnedFd>,
-    data_bytes: Option<u64>,
-) -> Result<Supervised, LaunchError> {
+) -> Result<(), StartError> {
     let outputs: Vec<ConsoleOutput> = console.outputs.iter().map(|(kind, _)| *kind).collect();
     let start = StartSerial {
         audit,
@@ -288,11 +318,10 @@ fn start_serial(
     fds.extend(console.input.as_ref().map(AsFd::as_fd));
     fds.extend(console.outputs.iter().map(|(_, fd)| fd.as_fd()));
     fds.extend(recording.map(AsFd::as_fd));
-    let limits = Limits { data_bytes, ..Limits::for_process(Process::Serial, plan.memory, console.file_size_bytes) };
-    Ok(spawner.start(Role::Serial, limits, &start, &fds)?)
+    child.tell(&start, &fds)
 }
 
-/// A disk for [`block`].
+/// What the process of a disk is told.
 #[derive(Debug)]
 pub(crate) struct BlockDisk<'a> {
     /// The image's name.
@@ -305,51 +334,49 @@ pub(crate) struct BlockDisk<'a> {
     pub(crate) capacity: SectorCount,
     /// The serial number.
     pub(crate) id: &'a DiskId,
-    /// The most guest memory that it will map.
-    pub(crate) memory: MemoryBytes,
     /// The connected vhost-user socket.
     pub(crate) socket: OwnedFd,
     /// The counter of what the guest writes to all its disks, and how much it may, if that is limited.
     pub(crate) counter: Option<(BorrowedFd<'a>, u64)>,
-    /// The most data of the process; none for no limit.
-    pub(crate) data_bytes: Option<u64>,
 }
 
-/// Starts the process of a disk.
-///
-/// # Errors
-/// When it cannot be started, or an ephemeral disk has no place to write to.
-pub(crate) fn block(
-    spawner: &mut Spawner,
-    audit: bool,
-    number: u8,
-    disk: &BlockDisk<'_>,
-) -> Result<Supervised, LaunchError> {
+/// The limits of the process of a disk that will map `memory` at most.
+pub(crate) fn block_limits(mode: DiskMode, capacity: SectorCount, memory: MemoryBytes) -> Limits {
     /// The overlay is written in whole clusters.
     const CLUSTER_BYTES: u64 = 4096;
-    let overlay = match disk.mode {
-        DiskMode::Ephemeral => Some(files::overlay().map_err(|error| LaunchError::Disk(disk.path.to_owned(), error))?),
-        DiskMode::ReadOnly | DiskMode::ReadWrite => None,
-    };
-    let file_size_bytes = match disk.mode {
+    let file_size_bytes = match mode {
         DiskMode::ReadOnly => 0,
-        DiskMode::Ephemeral | DiskMode::ReadWrite => disk.capacity.bytes().next_multiple_of(CLUSTER_BYTES),
+        DiskMode::Ephemeral | DiskMode::ReadWrite => capacity.bytes().next_multiple_of(CLUSTER_BYTES),
     };
-    // Nothing is counted where nothing can be written.
-    let counter = disk.counter.filter(|_| disk.mode != DiskMode::ReadOnly);
-    let start = StartBlock {
-        audit,
-        mode: disk.mode,
-        capacity: disk.capacity,
-        id: disk.id.clone(),
-        write_limit_bytes: counter.map(|(_, bytes)| bytes),
-    };
-    let mut fds = vec![disk.socket.as_fd(), disk.file.as_fd()];
-    fds.extend(overlay.as_ref().map(AsFd::as_fd));
-    fds.extend(counter.map(|(fd, _)| fd));
-    let limits = Limits::for_process(Process::VirtioBlk, disk.memory, Some(file_size_bytes));
-    let limits = Limits { data_bytes: disk.data_bytes, ..limits };
-    Ok(spawner.start(Role::Block(number), limits, &start, &fds)?)
+    Limits::for_process(Process::VirtioBlk, memory, Some(file_size_bytes))
+}
+
+impl BlockDisk<'_> {
+    /// Tells the process of the disk.
+    ///
+    /// # Errors
+    /// When an ephemeral disk has no place to write to, or the process cannot be told.
+    pub(crate) fn tell(&self, child: &mut Supervised, audit: bool) -> Result<(), LaunchError> {
+        let overlay = match self.mode {
+            DiskMode::Ephemeral => {
+                Some(files::overlay().map_err(|error| LaunchError::Disk(self.path.to_owned(), error))?)
+            }
+            DiskMode::ReadOnly | DiskMode::ReadWrite => None,
+        };
+        // Nothing is counted where nothing can be written.
+        let counter = self.counter.filter(|_| self.mode != DiskMode::ReadOnly);
+        let start = StartBlock {
+            audit,
+            mode: self.mode,
+            capacity: self.capacity,
+            id: self.id.clone(),
+            write_limit_bytes: counter.map(|(_, bytes)| bytes),
+        };
+        let mut fds = vec![self.socket.as_fd(), self.file.as_fd()];
+        fds.extend(overlay.as_ref().map(AsFd::as_fd));
+        fds.extend(counter.map(|(fd, _)| fd));
+        Ok(child.tell(&start, &fds)?)
+    }
 }
 
 fn event() -> Result<OwnedFd, LaunchError> {

@@ -132,6 +132,21 @@ pub(crate) struct Supervised {
 }
 
 impl Supervised {
+    /// Sends it its first message, with its descriptors.
+    ///
+    /// # Errors
+    /// When a descriptor cannot be looked at, or the message cannot be sent.
+    pub(crate) fn tell(&mut self, start: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), StartError> {
+        for fd in fds {
+            self.given.add(*fd).map_err(StartError::Given)?;
+        }
+        match self.control.as_ref().map_or(Ok(()), |control| control.send(start, fds)) {
+            // A child that is gone already has its reason to tell; the supervisor hears it.
+            Ok(()) | Err(ChannelError::Closed) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// It says that it is in its jail, and the broker looks at that from outside.
     ///
     /// # Errors
@@ -248,16 +263,23 @@ impl Spawner {
         start: &impl Serialize,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Supervised, StartError> {
+        let mut supervised = self.begin(role, limits)?;
+        supervised.tell(start, fds)?;
+        Ok(supervised)
+    }
+
+    /// Starts `role` in its jail; it waits for [`Supervised::tell`].
+    ///
+    /// # Errors
+    /// When its binary is missing, or the first half of its jail cannot be built.
+    pub(crate) fn begin(&mut self, role: Role, limits: Limits) -> Result<Supervised, StartError> {
         let cloned_ns = now_ns();
         let process = role.process();
         let path = self.bin_dir.join(process.binary());
         let binary = File::open(&path).map_err(|error| StartError::Binary(path, error))?;
         let (ours, theirs) = Channel::pair()?;
         let (log, their_log) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(StartError::Pipe)?;
-        let mut given = Given::of(fds).map_err(StartError::Given)?;
-        for fd in [theirs.as_fd(), their_log.as_fd(), their_log.as_fd()] {
-            given.add(fd).map_err(StartError::Given)?;
-        }
+        let given = Given::of(&[theirs.as_fd(), their_log.as_fd()]).map_err(StartError::Given)?;
         let child = spawn(&SpawnRequest {
             process,
             binary: binary.as_fd(),
@@ -291,13 +313,8 @@ impl Spawner {
             cloned_ns,
             timings: self.timings.clone(),
         };
-        let sent = supervised.control.as_ref().map_or(Ok(()), |control| control.send(start, fds));
         self.timings.until_now(&supervised.name, "broker starts it", cloned_ns);
-        match sent {
-            // A child that is gone already has its reason to tell; the supervisor hears it.
-            Ok(()) | Err(ChannelError::Closed) => Ok(supervised),
-            Err(error) => Err(error.into()),
-        }
+        Ok(supervised)
     }
 }
 

@@ -86,9 +86,11 @@ impl Inspectors {
         self.started.preflight.iter_mut().for_each(|looking| looking.session.begin(HostSeen::default()));
     }
 
-    /// Whether all boot files were looked at, or the guest, which is ready, has waited long enough for that.
+    /// Whether all boot files were looked at, or the guest, which is ready, has waited long enough for that. It waits where
+    /// somebody reads at once what is found, and for what it may write to, which cannot be looked at later.
     pub(super) fn have_looked(&mut self, now: Instant) -> bool {
-        if !self.started.preflight.is_empty() {
+        let waited_for = |looking: &Looking| looking.is_written_to || report::is_read_at_once();
+        if self.started.preflight.iter().any(waited_for) {
             let until = *self.until.get_or_insert_with(|| now.checked_add(LOOK_LIMIT).unwrap_or(now));
             if now < until {
                 return false;
