@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use wire::Text;
 
@@ -19,9 +19,9 @@ use wire::Text;
 /// When the log file cannot be opened.
 pub(crate) fn init(cli: &Cli) -> anyhow::Result<()> {
     let level = match cli.verbose {
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
     };
     let writer = match &cli.log_file {
         None => BoxMakeWriter::new(std::io::stderr),
@@ -31,7 +31,7 @@ pub(crate) fn init(cli: &Cli) -> anyhow::Result<()> {
         }
     };
     let builder =
-        tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(writer).with_target(false);
+        tracing_subscriber::fmt().with_max_level(level).with_writer(writer).with_target(false);
     match cli.log_format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.with_ansi(false).without_time().init(),

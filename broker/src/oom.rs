@@ -19,8 +19,8 @@ impl OomWatch {
     /// Remembers the counter of our cgroup (any version), or else that of the whole host.
     pub(crate) fn start() -> Self {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let source = candidates(&own).into_iter().find(|source| source.read().is_some());
-        let before = source.as_ref().and_then(Source::read).unwrap_or(0);
+        let found = candidates(&own).into_iter().find_map(|source| Some((source.read()?, source)));
+        let (before, source) = found.map_or((0, None), |(before, source)| (before, Some(source)));
         Self { source, before }
     }
 

@@ -15,8 +15,8 @@ pub(crate) struct Host {
     pub(crate) max_vcpus: Option<u8>,
     /// The interrupt controllers for guests; none where there is no choice, or no KVM to ask.
     pub(crate) gics: Option<Gics>,
-    /// The number of CPUs.
-    pub(crate) cpus: Option<u16>,
+    /// Counts the CPUs, for a config that names some.
+    pub(crate) count_cpus: fn() -> Option<u16>,
 }
 
 impl Host {
@@ -24,7 +24,7 @@ impl Host {
     pub(crate) fn probe() -> Self {
         let kvm = kvm_ioctls::Kvm::new().ok();
         let max_vcpus = kvm.as_ref().map(|kvm| u8::try_from(kvm.get_max_vcpus()).unwrap_or(u8::MAX));
-        Self { max_vcpus, gics: kvm.as_ref().and_then(arch::gics), cpus: count_cpus() }
+        Self { max_vcpus, gics: kvm.as_ref().and_then(arch::gics), count_cpus }
     }
 }
 
@@ -84,7 +84,7 @@ pub(super) fn cpus(given: Option<&Given<Vec<i128>>>, host: Host) -> Result<CpuLi
     if given.value.is_empty() {
         return problem("is empty".to_owned(), "name host CPUs, or leave it out for all".to_owned());
     }
-    let end = host.cpus.unwrap_or(CpuList::END).min(CpuList::END);
+    let end = (host.count_cpus)().unwrap_or(CpuList::END).min(CpuList::END);
     let mut numbers = Vec::with_capacity(given.value.len());
     for number in &given.value {
         match u16::try_from(*number) {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn host(v2: bool, v3: bool) -> Host {
-        Host { max_vcpus: None, gics: Some(Gics { v2, v3 }), cpus: Some(6) }
+        Host { max_vcpus: None, gics: Some(Gics { v2, v3 }), count_cpus: || Some(6) }
     }
 
     fn vcpus(count: u8) -> Option<(VcpuCount, Origin)> {

@@ -11,7 +11,7 @@ use std::path::Path;
 /// # Errors
 /// Everything that is wrong, in sentences.
 pub fn check(file: &Path, text: &str, flags: &[&str]) -> Result<Facts, Vec<String>> {
-    let host = Host { max_vcpus: Some(32), gics: None, cpus: Some(8) };
+    let host = Host { max_vcpus: Some(32), gics: None, count_cpus: || Some(8) };
     let (mut draft, mut problems) = if text.is_empty() { (Draft::default(), Vec::new()) } else { parse(file, text) };
     let arguments = ["broker", "run"].iter().chain(flags);
     match Cli::try_parse_from(arguments).map(|cli| cli.command) {

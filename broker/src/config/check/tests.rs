@@ -4,7 +4,7 @@ use super::super::{override_with_flags, parse};
 use super::*;
 use tempfile::TempDir;
 
-const HOST: Host = Host { max_vcpus: Some(64), gics: None, cpus: Some(8) };
+const HOST: Host = Host { max_vcpus: Some(64), gics: None, count_cpus: || Some(8) };
 
 /// A folder with a kernel of 8 KiB, an initrd of 8 KiB, and images `a` and `b`.
 fn folder() -> TempDir {
