@@ -171,15 +171,16 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     // Huge pages are counted by a controller of their own (hugetlb).
     let guest_bytes = if plan.huge_pages.is_some() { 0 } else { plan.memory.get() };
     let confinement = confine(spawner, &plan.limits, guest_bytes, tasks)?;
+    let memory = memory::guest_memory(plan.memory, plan.huge_pages)?;
+    // It empties files, so that nothing may fail any more for what the user has wished for.
     let console = ConsoleFds::open(&plan.console, &plan.inputs)?;
     let cores = cores::Shared::take();
-    spawner.timings().own("files, cgroup", begun_ns);
+    spawner.timings().own("files, cgroup, memory", begun_ns);
     spawner.share_empty_net().map_err(StartError::Spawn)?;
     let mut children = Children::begin(&plan, spawner, &console, &confinement)?;
 
     // While they build the first halves of their jails, all that they are handed is made.
     let begun_ns = now_ns();
-    let memory = memory::guest_memory(plan.memory, plan.huge_pages)?;
     let ring = memory::posted_write_ring()?;
     let (doorbell, serial_irq) = (event()?, event()?);
     let (vmm_serial, serial_vmm) = Channel::pair()?;
@@ -220,7 +221,7 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     let wires = [serial_vmm.as_fd(), ring.as_fd(), doorbell.as_fd(), serial_irq.as_fd()];
     let (recording, recorded) = plan.explain.then(inspector::recording).transpose()?.unzip();
     tell_serial(&mut children.serial, &plan, audit, &console, &wires, recording.as_ref())?;
-    spawner.timings().own("memory, sockets, events", begun_ns);
+    spawner.timings().own("sockets, events", begun_ns);
     let inspectors = preflight::start(&plan, spawner, audit, recorded);
     let cookie = cores.leave().map_err(LaunchError::Cores)?;
     confinement.log(cookie.is_some());

@@ -30,8 +30,7 @@ pub(crate) fn init(cli: &Cli) -> anyhow::Result<()> {
             BoxMakeWriter::new(file.with_context(|| format!("--log-file {}", path.display()))?)
         }
     };
-    let builder =
-        tracing_subscriber::fmt().with_max_level(level).with_writer(writer).with_target(false);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(writer).with_target(false);
     match cli.log_format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.with_ansi(false).without_time().init(),

@@ -151,8 +151,12 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
-    const LOCKDOWN: Lockdown =
-        Lockdown { landlock_abi: 0, mdwe: true, listeners: 1, times: Times { begun_ns: 1, prepared_ns: 2 } };
+    const LOCKDOWN: Lockdown = Lockdown {
+        landlock_abi: 0,
+        mdwe: true,
+        listeners: 1,
+        times: wire::message::Times { begun_ns: 1, prepared_ns: 2 },
+    };
 
     #[test]
     fn message_of_another_process_is_refused() {

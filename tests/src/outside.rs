@@ -118,6 +118,13 @@ impl Seen {
         fs::read_link(self.path("ns").join(name)).expect("the namespace cannot be read")
     }
 
+    /// The network addresses that can be reached in its network namespace, as the kernel's routes show them: none at all, not
+    /// even that of a loopback interface, where nobody has set any up.
+    #[must_use]
+    pub fn addresses(&self) -> String {
+        ["net/fib_trie", "net/if_inet6"].map(|name| fs::read_to_string(self.path(name)).unwrap_or_default()).concat()
+    }
+
     /// What is in its root folder.
     #[must_use]
     pub fn root(&self) -> Vec<PathBuf> {

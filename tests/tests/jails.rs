@@ -12,7 +12,7 @@ use tests::disk;
 use tests::machine::{Machine, Running};
 use tests::outside::{self, Seen};
 
-const NAMESPACES: [&str; 7] = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup"];
+const NAMESPACES: [&str; 6] = ["user", "pid", "mnt", "ipc", "uts", "cgroup"];
 
 /// A machine with two disks and two vCPUs that sleeps, and its processes by program; last, the inspector that waits for its end.
 fn machine() -> (Running, Vec<Seen>) {
@@ -81,6 +81,21 @@ fn every_process_has_namespaces_of_its_own() {
         for process in &seen {
             assert!(all.insert(process.namespace(name)), "{process:?} shares its {name} namespace");
         }
+    }
+    end(running);
+}
+
+#[test]
+fn every_process_is_in_a_network_namespace_without_the_broker() {
+    let (running, seen) = machine();
+    let test = Seen { pid: nix::unistd::Pid::this(), program: String::new() };
+    let all: BTreeSet<_> = seen.iter().map(|process| process.namespace("net")).collect();
+    assert!(!all.contains(&test.namespace("net")));
+    // Root makes one for all of them; an ordinary user cannot, and each has its own.
+    let expected = if nix::unistd::geteuid().is_root() { 1 } else { seen.len() };
+    assert_eq!(all.len(), expected, "{all:?}");
+    for process in &seen {
+        assert_eq!(process.addresses(), "", "{process:?}");
     }
     end(running);
 }

@@ -15,8 +15,8 @@ pub(crate) unsafe fn clone_on_stack(
     size: usize,
     entry: extern "C" fn(*const c_void) -> !,
     argument: *const c_void,
-) -> isize {
-    let result: isize;
+) -> i64 {
+    let result: i64;
     // SAFETY: by the caller for the call itself. The parent goes on at label 2 with its stack untouched. The child's stack
     // pointer is the aligned top of its stack, as AAPCS64 wants it; `entry` does not return.
     unsafe {
@@ -30,7 +30,7 @@ pub(crate) unsafe fn clone_on_stack(
             "2:",
             entry = in(reg) entry,
             argument = in(reg) argument,
-            in("x8") libc::SYS_clone3 as isize,
+            in("x8") libc::SYS_clone3,
             inlateout("x0") arguments => result,
             in("x1") size,
             options(nostack),

@@ -15,8 +15,9 @@ pub(crate) unsafe fn clone_on_stack(
     size: usize,
     entry: extern "C" fn(*const c_void) -> !,
     argument: *const c_void,
-) -> isize {
-    let result: isize;
+) -> i64 {
+    let result: i64;
+    let number = libc::SYS_clone3;
     // SAFETY: by the caller for the call itself. The parent goes on at label 2 with its stack untouched. The child's stack
     // pointer is the aligned top of its stack, from which `call` pushes, as the System V ABI wants it; `entry` does not return.
     unsafe {
@@ -31,7 +32,7 @@ pub(crate) unsafe fn clone_on_stack(
             "2:",
             entry = in(reg) entry,
             argument = in(reg) argument,
-            inlateout("rax") libc::SYS_clone3 as isize => result,
+            inlateout("rax") number => result,
             in("rdi") arguments,
             in("rsi") size,
             out("rcx") _,

@@ -93,14 +93,14 @@ pub(super) fn call(number: Sysno, arguments: [usize; 6]) -> Result<usize, Errno>
     let [a, b, c, d, e, f] = arguments;
     // SAFETY: the callers, all in this module and `harden`, pass integers and pointers to what outlives the call.
     let result = unsafe { syscalls::raw::syscall6(number as usize, a, b, c, d, e, f) };
-    checked(result.cast_signed())
+    checked(result as i64)
 }
 
 /// A result of the kernel: the highest 4095 numbers are errors.
-fn checked(result: isize) -> Result<usize, Errno> {
+fn checked(result: i64) -> Result<usize, Errno> {
     match result {
         -4095..=-1 => Err(Errno::from_raw(i32::try_from(-result).unwrap_or(0))),
-        result => Ok(result.cast_unsigned()),
+        result => usize::try_from(result).map_err(|_negative| Errno::EOVERFLOW),
     }
 }
 

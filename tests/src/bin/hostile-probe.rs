@@ -14,7 +14,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use wire::message::{
     FromBlock, FromInspector, FromLoader, FromSerial, FromVmm, Lockdown, SerialRead, SerialValue, StartBlock,
-    StartInspector, StartLoader, StartSerial, StartVmm, StopReason, ToDevice,
+    StartInspector, StartLoader, StartSerial, StartVmm, StopReason, Times, ToDevice,
 };
 use wire::report::Fact;
 use wire::ring::Consumer;
