@@ -66,9 +66,9 @@ fn work(words: &str) -> Done {
         },
         "garbage" => probe.raw(&[0xff; 32], 0)?,
         "oversized" => probe.raw(&[0; 8192 + 1], 0)?,
-        "leftover" => probe.raw(&[&[0, 0, 0, 0, 1, 1, 0][..], &[9; 9]].concat(), 0)?,
-        "stray-fd" => probe.raw(&[0, 0, 0, 0, 1, 1, 0], 1)?,
-        "many-fds" => probe.raw(&[0, 0, 0, 0, 1, 1, 0], 100)?,
+        "leftover" => probe.raw(&[&READY[..], &[9; 9]].concat(), 0)?,
+        "stray-fd" => probe.raw(&READY, 1)?,
+        "many-fds" => probe.raw(&READY, 100)?,
         "two-ready" => {
             probe.lock()?;
             probe.ready(Lockdown { landlock_abi: 0, mdwe: true, listeners: 0, times: Times::default() }, &[])?;
@@ -99,6 +99,10 @@ fn work(words: &str) -> Done {
         }
     }
 }
+
+/// `Ready` as it is encoded: the variant (32 bits), a Landlock ABI, the refusal of writable-executable memory, no listeners, and
+/// two times of 64 bits.
+const READY: [u8; 23] = [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 impl Probe {
     fn start(name: &str) -> Result<Self, Box<dyn Error>> {
