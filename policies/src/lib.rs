@@ -8,6 +8,7 @@
 mod arch;
 #[cfg(feature = "broker")]
 pub mod audit;
+pub mod code;
 pub mod guest_memory;
 #[cfg(feature = "broker")]
 pub mod inspect;

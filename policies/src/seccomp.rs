@@ -1,6 +1,7 @@
 //! The seccomp filters, compiled at build time from `policies/seccomp/<architecture>/<process>.toml`.
 #![allow(unsafe_code, reason = "neither std nor nix wraps seccomp(2)")]
 
+use crate::code;
 use nix::errno::Errno;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
@@ -70,6 +71,8 @@ impl Filter {
 /// # Errors
 /// When the kernel refuses the filter: it has no seccomp, or `no_new_privs` is not set.
 pub fn install(filter: Filter, audit: bool) -> Result<Option<OwnedFd>, SeccompError> {
+    // No filter allows it later.
+    code::give_back();
     let instructions = filter.instructions(audit);
     let length = u16::try_from(instructions.len()).map_err(|_error| SeccompError(Errno::E2BIG))?;
     let program = Program { length, instructions: instructions.as_ptr() };

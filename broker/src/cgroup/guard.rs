@@ -61,6 +61,7 @@ fn watch(from_broker: &OwnedFd, folder: &Path, leaf: Option<&Path>) -> bool {
     if dup2_stdin(from_broker).is_err() || close_all_but_stdin().is_err() {
         return false;
     }
+    policies::code::give_back();
     let finished = read(std::io::stdin(), &mut [0]) == Ok(1);
     let removed = remove(folder).is_ok();
     // A broker that lives goes back by itself.

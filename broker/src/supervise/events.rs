@@ -69,6 +69,8 @@ impl Supervisor {
             Event::Running if running && !self.said_running => {
                 self.timings.until_now(&name, "start the vCPUs", self.told_ns);
                 self.said_running = true;
+                // There is nothing left to do but to wait, for which little of the program is needed.
+                policies::code::give_back();
                 self.deadline = None;
             }
             Event::Registers(vcpu, lines) if running && self.dumps.keep(vcpu, lines.clone()) => {}
