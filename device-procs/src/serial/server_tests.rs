@@ -1,6 +1,6 @@
 //! The whole server over real sockets, a real ring and real eventfds; the test is its broker, its vmm and its guest.
 
-use super::server::Server;
+use super::server::{NAP, Server};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -307,4 +307,54 @@ fn what_is_printed_beyond_the_limit_is_lost_and_said_once() {
     let mut shown = Vec::new();
     guest.screen.read_to_end(&mut shown).unwrap();
     assert_eq!(shown, b"abcde");
+}
+
+#[test]
+fn bytes_that_follow_others_are_handed_on_together_and_without_the_doorbell() {
+    let (_broker, control) = Channel::pair().unwrap();
+    let (_vmm, to_vmm) = Channel::pair().unwrap();
+    let memfd = memfd_create(c"ring", MFdFlags::MFD_CLOEXEC).unwrap();
+    nix::unistd::ftruncate(&memfd, i64::try_from(RING_BYTES).unwrap()).unwrap();
+    let eventfd = || OwnedFd::from(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap());
+    let (screen, output) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+    let mut screen = File::from(screen);
+    let fds = vec![to_vmm.into(), memfd.try_clone().unwrap(), eventfd(), eventfd(), output];
+    let outputs = vec![ConsoleOutput::Stream];
+    let start = StartSerial {
+        audit: false,
+        has_input: false,
+        escapes: false,
+        outputs,
+        limit_bytes: None,
+        has_recording: false,
+    };
+    let mut server = Server::new(&control, &start, fds).unwrap();
+    let mut ring = Producer::map(memfd).unwrap();
+    let mut print = |text: &[u8]| {
+        let posted: Vec<_> = text.iter().map(|&value| ring.post(PostedWrite { offset: 0, value }).unwrap()).collect();
+        posted.contains(&Posted::RingDoorbell)
+    };
+    let mut shown = |expected: &[u8]| {
+        let mut buffer = [0; 16];
+        let length = screen.read(&mut buffer).unwrap_or(0);
+        assert_eq!(&buffer[..length], expected);
+    };
+    let begin = Instant::now();
+    print(b"a");
+    assert!(server.turn_at(begin).unwrap());
+    shown(b"a");
+    for byte in [b"b", b"c"] {
+        assert!(!print(byte), "it is woken for each byte");
+        assert!(server.turn_at(begin).unwrap());
+        shown(b"");
+    }
+    assert!(server.turn_at(begin + NAP).unwrap());
+    shown(b"bc");
+    // With the interrupt for an empty transmitter, the guest waits for it after each burst.
+    ring.post(PostedWrite { offset: 1, value: 2 }).unwrap();
+    for byte in *b"de" {
+        ring.post(PostedWrite { offset: 0, value: byte }).unwrap();
+        assert!(server.turn_at(begin + 2 * NAP).unwrap());
+        shown(&[byte]);
+    }
 }

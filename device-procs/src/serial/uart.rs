@@ -94,6 +94,13 @@ impl Uart {
         }
     }
 
+    /// Whether the guest is interrupted each time that the transmitter becomes empty.
+    pub fn interrupts_when_empty(&mut self) -> bool {
+        // With the divisor latch, another register is in this place.
+        let is_there = self.serial.read(LCR) & LCR_DIVISOR_LATCH == 0;
+        is_there && self.serial.read(IER) & IER_TRANSMITTER_EMPTY != 0
+    }
+
     /// Whether an interrupt is due since the last call.
     pub fn take_interrupt(&self) -> bool {
         self.serial.interrupt_evt().0.take()
