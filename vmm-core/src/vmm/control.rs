@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 use wire::message::{Entry, FromVmm, MachineSeen, StopReason, ToVmm, VcpuSeen};
 use wire::{Channel, ChannelError, Text};
 
-/// The first and the longest pause between two looks whether all vCPUs have halted.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// The longest pause.
-const LAST_LOOK: Duration = Duration::from_secs(60);
+/// How long no vCPU may have left the guest before it is looked whether all of them have halted; and how long after that it is
+/// looked once more, since one may have been about to. Then no time is kept until a vCPU leaves the guest again: an idle
+/// guest is not woken.
+const LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 /// The time between two looks at where the vCPUs are.
 const PAUSE: u16 = 20;
 /// How long the vCPU threads may take to stop: longer than a register read of serial.
@@ -126,19 +126,21 @@ impl Control {
 
     /// Serves until the run is over.
     fn watch(&mut self, channel: &Channel) -> Result<(), ControlError> {
-        let mut pause = FIRST_LOOK;
+        let mut looks = LOOKS.iter();
         let mut exits = self.crew.exits();
+        let mut next = looks.next();
         while !self.parts.ending.is_over() {
-            let until = Instant::now().checked_add(pause);
+            let until = next.and_then(|pause| Instant::now().checked_add(*pause));
+            // Without a time to keep, the next exit says that there is one again.
+            let until = until.or_else(|| (!self.crew.tells_of_next_exit(exits)).then(Instant::now));
             let woken = self.wait(channel, until)?;
-            if until.is_none_or(|until| Instant::now() >= until) {
-                let now = self.crew.exits();
-                if now == exits {
-                    self.look_for_halt();
-                    pause = pause.saturating_mul(2).min(LAST_LOOK);
-                } else {
-                    (exits, pause) = (now, FIRST_LOOK);
-                }
+            let now = self.crew.exits();
+            if now != exits && (next.is_none() || until.is_none_or(|until| Instant::now() >= until)) {
+                (exits, looks) = (now, LOOKS.iter());
+                next = looks.next();
+            } else if until.is_some_and(|until| Instant::now() >= until) {
+                self.look_for_halt();
+                next = looks.next();
             }
             self.serve_requests();
             for disk in woken.errors {
@@ -152,7 +154,8 @@ impl Control {
                     // A vCPU that is about to halt may not have done so yet: look again soon.
                     ToVmm::CheckHalted => {
                         self.look_for_halt();
-                        (exits, pause) = (self.crew.exits(), FIRST_LOOK);
+                        (exits, looks) = (self.crew.exits(), LOOKS.iter());
+                        next = looks.next();
                     }
                     // What the threads leave at the end is told at the end.
                     ToVmm::Dump if self.parts.ending.is_over() => {}

@@ -122,14 +122,35 @@ pub struct Shared {
     debug: bool,
     meeting: AtomicBool,
     exits: AtomicU64,
+    /// Whether the control thread wants to be woken by the next exit.
+    awaited: AtomicBool,
 }
 
 impl Shared {
     /// For threads that have not started.
     #[must_use]
     pub fn new(ending: Arc<Ending>, devices: Arc<Devices>, watch: Arc<Watch>, debug: bool) -> Self {
-        let (meeting, exits) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { ending, devices, watch, board: Mutex::default(), changed: Condvar::new(), debug, meeting, exits }
+        let (meeting, exits, awaited) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
+        Self {
+            ending,
+            devices,
+            watch,
+            board: Mutex::default(),
+            changed: Condvar::new(),
+            debug,
+            meeting,
+            exits,
+            awaited,
+        }
+    }
+
+    /// Counts an exit, and wakes the control thread if it waits for one.
+    fn count_exit(&self) {
+        // In the order of this and `Crew::tells_of_next_exit`, one of the two sees what the other has stored.
+        self.exits.fetch_add(1, Ordering::SeqCst);
+        if self.awaited.load(Ordering::SeqCst) && self.awaited.swap(false, Ordering::SeqCst) {
+            self.ending.wake();
+        }
     }
 }
 
@@ -174,7 +195,14 @@ impl Crew {
     /// The number of exits that vCPUs have made so far.
     #[must_use]
     pub fn exits(&self) -> u64 {
-        self.shared.exits.load(Ordering::Relaxed)
+        self.shared.exits.load(Ordering::SeqCst)
+    }
+
+    /// Has the next exit wake the control thread; false if there were other than `seen` exits already.
+    #[must_use]
+    pub fn tells_of_next_exit(&self, seen: u64) -> bool {
+        self.shared.awaited.store(true, Ordering::SeqCst);
+        self.exits() == seen
     }
 
     /// Whether every vCPU has stopped for good, with nothing left that could wake it. Holds the guest up meanwhile.
@@ -337,7 +365,7 @@ fn run(vcpu: &mut Vcpu, shared: &Shared) {
         }
         match vcpu.run(&shared.devices) {
             Ok(Step::Handled) => {
-                shared.exits.fetch_add(1, Ordering::Relaxed);
+                shared.count_exit();
             }
             Ok(Step::Kicked) => {}
             Err(reason) => shared.ending.end(reason),

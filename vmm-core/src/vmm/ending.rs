@@ -26,6 +26,11 @@ impl Ending {
         lock(&self.reason).get_or_insert(reason);
         self.over.store(true, Ordering::SeqCst);
         // The counter of an eventfd does not fill up with ones; a lost wake-up would only delay the end to the next poll.
+        self.wake();
+    }
+
+    /// Wakes the control thread, for it to look.
+    pub fn wake(&self) {
         self.wake.write(1).unwrap_or(());
     }
 
