@@ -3,7 +3,7 @@
 
 use super::figure::{Better, Figure, Figures};
 use super::json::Findings;
-use super::subject::{BULKHEAD, DD, FLOOR, QEMU};
+use super::subject::{BULKHEAD, FLOOR, NO_GUEST, QEMU};
 use super::table::number;
 use crate::paths;
 use anyhow::Result;
@@ -20,6 +20,14 @@ const ROW: f64 = 20.0;
 const MARGIN: f64 = 12.0;
 const TITLE: f64 = 30.0;
 
+/// The file of the steps of a launch.
+pub(crate) const STEPS: &str = "steps.svg";
+
+/// The file of a group.
+pub(crate) fn name(group: &str) -> String {
+    format!("{}.svg", group.replace(' ', "-"))
+}
+
 /// Draws everything into a folder; the names of the files, in order.
 ///
 /// # Errors
@@ -32,10 +40,10 @@ pub(crate) fn all(findings: &Findings, folder: &Path) -> Result<Vec<String>> {
         anyhow::Ok(())
     };
     for group in findings.figures.groups() {
-        put(format!("{group}.svg"), bars(&findings.figures, group))?;
+        put(name(group), bars(&findings.figures, group))?;
     }
     if let Some(picture) = findings.timings.as_ref().and_then(steps) {
-        put("steps.svg".to_owned(), picture)?;
+        put(STEPS.to_owned(), picture)?;
     }
     Ok(names)
 }
@@ -118,7 +126,8 @@ const PALETTE: [&str; 6] = ["#2f6f9f", "#c8702a", "#4f8f4f", "#8a5aa8", "#a84a4a
 fn color(subject: &str) -> &'static str {
     match subject {
         QEMU => "#c8702a",
-        FLOOR | DD => GREY,
+        FLOOR => GREY,
+        _ if subject.starts_with(NO_GUEST) => GREY,
         _ if subject.starts_with(BULKHEAD) => "#2f6f9f",
         _ => "#8a5aa8",
     }
