@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// Widths and heights in pixels.
 const WIDTH: f64 = 760.0;
-const LABELS: f64 = 190.0;
+const LABELS: f64 = 210.0;
 const VALUES: f64 = 90.0;
 const ROW: f64 = 20.0;
 const MARGIN: f64 = 12.0;
@@ -70,7 +70,8 @@ pub(crate) fn bars(figures: &Figures, group: &str) -> String {
 
 /// One bar, from `y` on, with so many pixels to a unit.
 fn bar(body: &mut String, figure: &Figure, y: f64, scale: f64) {
-    let (median, min, max) = (figure.median() * scale, figure.min() * scale, figure.max() * scale);
+    // A difference may be negative, where what was to be seen is less than what others do meanwhile.
+    let [median, min, max] = [figure.median(), figure.min(), figure.max()].map(|value| value.max(0.0) * scale);
     let middle = y + ROW / 2.0;
     text(body, MARGIN, middle + 4.0, "", &figure.subject);
     rectangle(body, (LABELS, y + 3.0), (median, ROW - 6.0), color(&figure.subject), "");
@@ -191,6 +192,12 @@ mod tests {
         assert_eq!(widths.len(), 2);
         assert!((widths[1] - 4.0 * widths[0]).abs() < 0.5, "{widths:?}");
         assert!(widths[1] <= WIDTH - LABELS - VALUES);
+    }
+
+    #[test]
+    fn bar_of_a_negative_value_has_no_width() {
+        let picture = bars(&Figures(vec![figure(BULKHEAD, &[-1.0]), figure(QEMU, &[4.0])]), "launch");
+        assert!(picture.contains("width=\"0.0\"") && !picture.contains("width=\"-"), "{picture}");
     }
 
     #[test]
