@@ -8,9 +8,6 @@ use super::subject::{BULKHEAD, NO_GUEST, QEMU};
 pub(crate) enum Bound {
     /// At most this value, in the figure's unit.
     AtMost(f64),
-    /// At least this value.
-    #[allow(dead_code, reason = "goals of this kind belong to the lab's part")]
-    AtLeast(f64),
     /// At most this many times what another subject has.
     TimesAtMost(f64, &'static str),
     /// At least this many times what another subject has.
@@ -24,7 +21,6 @@ impl Bound {
         let times = |other| ratio(figure, figures.find(group, name, other)?);
         Some(match self {
             Self::AtMost(bound) => figure.median() <= bound,
-            Self::AtLeast(bound) => figure.median() >= bound,
             Self::TimesAtMost(bound, other) => times(other)? <= bound,
             Self::TimesAtLeast(bound, other) => times(other)? >= bound,
         })
@@ -35,7 +31,6 @@ impl std::fmt::Display for Bound {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::AtMost(bound) => write!(f, "≤ {bound}"),
-            Self::AtLeast(bound) => write!(f, "≥ {bound}"),
             Self::TimesAtMost(bound, other) => write!(f, "≤ {bound} × {other}"),
             Self::TimesAtLeast(bound, other) => write!(f, "≥ {bound} × {other}"),
         }
@@ -94,7 +89,7 @@ mod tests {
         assert_eq!(kept(Bound::TimesAtLeast(0.26, QEMU)), Some(false));
         assert_eq!(kept(Bound::TimesAtLeast(0.1, NO_GUEST)), None);
         assert_eq!(kept(Bound::AtMost(1.5)), Some(true));
-        assert_eq!(kept(Bound::AtLeast(1.6)), Some(false));
+        assert_eq!(kept(Bound::AtMost(1.4)), Some(false));
     }
 
     #[test]

@@ -79,6 +79,7 @@ fn one(setup: &Setup, subject: Subject, figures: &mut Figures) -> Result<()> {
     run::stop(vec![vm], subject)?;
     let mut add = |name, unit, value| figures.add(GROUP, (name, unit, Better::Lower), subject.name(), value);
     add("private", "MiB", mib(memory.private));
+    add("private and written to", "MiB", mib(memory.written));
     add("proportional", "MiB", mib(memory.proportional));
     add("processes", "number", count(pids.len()));
     add("wake-ups of an idle guest", "1/s", float(idle.switches) / IDLE.as_secs_f64());

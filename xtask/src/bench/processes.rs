@@ -10,6 +10,8 @@ use std::ops::{Add, Sub};
 pub(crate) struct Memory {
     /// Pages that no other process has.
     pub(crate) private: u64,
+    /// Those of them that were written to, and are in no file that another one could map.
+    pub(crate) written: u64,
     /// Each page divided by the number of processes that have it.
     pub(crate) proportional: u64,
 }
@@ -18,7 +20,11 @@ impl Add for Memory {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self { private: self.private + other.private, proportional: self.proportional + other.proportional }
+        Self {
+            private: self.private + other.private,
+            written: self.written + other.written,
+            proportional: self.proportional + other.proportional,
+        }
     }
 }
 
@@ -106,7 +112,11 @@ fn without(smaps: &str, left_out: &str) -> Memory {
         match key {
             _ if !counts => {}
             "Pss" => sum.proportional += kib,
-            _ if key.starts_with("Private_") => sum.private += kib,
+            "Private_Clean" => sum.private += kib,
+            _ if key.starts_with("Private_") => {
+                sum.private += kib;
+                sum.written += kib;
+            }
             _ => {}
         }
     }
@@ -168,7 +178,7 @@ mod tests {
         let smaps = "7f00-7f10 rw-s 00000000 00:01 5 /memfd:guest-memory (deleted)\nPss: 100 kB\nPrivate_Dirty: 100 kB\n\
                      7f20-7f30 rw-p 00000000 00:00 0 [heap]\nPss:  9 kB\nPss_Dirty: 9 kB\nPrivate_Clean: 1 kB\nPrivate_Dirty: 8 kB\n\
                      7f40-7f50 rw-p 00000000 00:00 0\nPss: 2 kB\nVmFlags: rd wr\n";
-        assert_eq!(without(smaps, "/memfd:guest-memory"), Memory { private: 9, proportional: 11 });
+        assert_eq!(without(smaps, "/memfd:guest-memory"), Memory { private: 9, written: 8, proportional: 11 });
     }
 
     #[test]
