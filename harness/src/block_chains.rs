@@ -77,7 +77,7 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
             _ => {
                 let (head, jump) = (input.arbitrary::<u8>()?, input.arbitrary::<u8>()?);
                 // A ring that is broken is started anew, as a driver resets it.
-                if !ring.is_pending() && ring.kick().is_none() {
+                if !ring.is_active() {
                     ring.stop();
                     put(&memory, AVAILABLE, &[0; 4]);
                     put(&memory, USED, &[0; 4]);
@@ -99,7 +99,7 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
 
 /// A ring that has nothing to do yet.
 fn start(memory: &Memory, disk: &mut Disk, size: u16, event_idx: bool) -> Ring {
-    let mut ring = Ring::new().expect("a ring");
+    let mut ring = Ring::new(1).expect("a ring");
     ring.set_size(size.into()).expect("a size");
     let addresses = [DESCRIPTORS, AVAILABLE, USED].map(GuestAddress);
     ring.set_addresses(addresses[0], addresses[1], addresses[2]).expect("addresses");

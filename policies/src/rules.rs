@@ -171,7 +171,7 @@ mod tests {
         (Process::Vmm, "control", 17),
         (Process::Vmm, "vcpu", 12),
         (Process::Serial, "main", 12),
-        (Process::VirtioBlk, "main", 16),
+        (Process::VirtioBlk, "main", 15),
         (Process::Inspector, "main", 10),
     ];
 

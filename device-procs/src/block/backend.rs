@@ -8,6 +8,7 @@ use super::config::{EVENT_IDX, FLUSH, PROTOCOL_FEATURES, features, read as read_
 use super::disk::Disk;
 use super::queue::{Progress, Ring, RingError, SetupError};
 use super::request::Memory;
+use super::waits::{Source, Waits};
 use std::fs::File;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
@@ -51,6 +52,7 @@ impl Mapped {
 pub(super) struct Backend {
     disk: Disk,
     rings: Vec<Ring>,
+    waits: Waits,
     mapped: Option<Mapped>,
     acked: u64,
     report: Option<Text>,
@@ -59,15 +61,29 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// A back end with `queues` stopped rings.
-    pub(super) fn new(disk: Disk, queues: u16) -> std::result::Result<Self, virtio_queue::Error> {
-        let rings = (0..queues).map(|_index| Ring::new()).collect::<std::result::Result<_, _>>()?;
-        Ok(Self { disk, rings, mapped: None, acked: 0, report: None, reports_left: MAX_REPORTS, limit_told: false })
+    /// A back end with `queues` stopped rings, on a host with `cpus` processors.
+    pub(super) fn new(
+        disk: Disk,
+        queues: u16,
+        waits: Waits,
+        cpus: usize,
+    ) -> std::result::Result<Self, virtio_queue::Error> {
+        let rings = (0..queues).map(|_index| Ring::new(cpus)).collect::<std::result::Result<_, _>>()?;
+        Ok(Self {
+            disk,
+            rings,
+            waits,
+            mapped: None,
+            acked: 0,
+            report: None,
+            reports_left: MAX_REPORTS,
+            limit_told: false,
+        })
     }
 
-    /// The kick descriptors to wait for, with the index of each one's ring.
-    pub(super) fn kicks(&self) -> impl Iterator<Item = (usize, &File)> {
-        self.rings.iter().enumerate().filter_map(|(index, ring)| Some((index, ring.kick()?)))
+    /// What the loop waits for; the kicks come and go with the rings.
+    pub(super) fn waits(&self) -> &Waits {
+        &self.waits
     }
 
     /// Whether there is something to do without waiting.
@@ -76,8 +92,10 @@ impl Backend {
     }
 
     /// Takes a notification of ring `index`.
-    pub(super) fn take_kick(&mut self, index: usize) -> std::result::Result<(), SetupError> {
-        self.rings.get_mut(index).map_or(Ok(()), Ring::take_kick)
+    pub(super) fn kicked(&mut self, index: usize) {
+        if let Some(ring) = self.rings.get_mut(index) {
+            ring.kicked();
+        }
     }
 
     /// Does what is to be done, a batch of each ring.
@@ -125,10 +143,18 @@ impl Backend {
 
     fn stop_all(&mut self) {
         for ring in &mut self.rings {
-            ring.stop();
+            stop(ring, &self.waits);
             ring.set_enabled(false);
         }
     }
+}
+
+/// Stops a ring, whose kick is closed with it.
+fn stop(ring: &mut Ring, waits: &Waits) -> u16 {
+    if let Some(kick) = ring.kick() {
+        waits.remove(kick);
+    }
+    ring.stop()
 }
 
 impl From<SetupError> for Error {
@@ -242,7 +268,9 @@ impl VhostUserBackendReqHandlerMut for Backend {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let base = self.ring(index)?.stop();
+        let index_of_ring = usize::try_from(index).map_err(|_too_large| Error::InvalidParam)?;
+        let ring = self.rings.get_mut(index_of_ring).ok_or(Error::InvalidOperation("there is no such ring"))?;
+        let base = stop(ring, &self.waits);
         Ok(VhostUserVringState::new(index, base.into()))
     }
 
@@ -252,6 +280,10 @@ impl VhostUserBackendReqHandlerMut for Backend {
         let ring = self.rings.get_mut(usize::from(index)).ok_or(Error::InvalidParam)?;
         // Without the protocol features there is no SET_VRING_ENABLE ("vhost-user protocol", ring states).
         let enabled = self.acked & PROTOCOL_FEATURES == 0;
+        if let Some(replaced) = ring.kick() {
+            self.waits.remove(replaced);
+        }
+        self.waits.add(Source::Kick(index.into()), &kick).map_err(|_errno| SetupError::Kick)?;
         let started = ring.start(kick, &mapped.memory, self.acked & EVENT_IDX != 0, enabled)?;
         self.note(started.err());
         Ok(())

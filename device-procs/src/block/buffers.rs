@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use vm_memory::{Bytes, VolatileSlice};
 
 /// A sequence of bytes in guest memory.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Buffers<'m> {
     slices: VecDeque<VolatileSlice<'m>>,
     len_bytes: usize,
@@ -35,7 +35,7 @@ impl<'m> Buffers<'m> {
     }
 
     /// The pieces, in order.
-    pub fn slices(&self) -> impl Iterator<Item = &VolatileSlice<'m>> {
+    pub fn slices(&self) -> impl ExactSizeIterator<Item = &VolatileSlice<'m>> {
         self.slices.iter()
     }
 

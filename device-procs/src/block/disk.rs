@@ -104,8 +104,8 @@ impl Disk {
         std::mem::take(&mut self.over_budget)
     }
 
-    /// Whether the budget allows for a request, which is paid for then.
-    fn pay(&mut self, request: &Request<'_>) -> bool {
+    /// Whether the budget allows for a request, which is paid for then; to be asked once, before it is done.
+    pub(super) fn pay(&mut self, request: &Request<'_>) -> bool {
         let Some(budget) = &self.budget else { return true };
         let bytes = match request {
             Request::Write { extent, .. } => cost_of_write(extent),
@@ -145,11 +145,8 @@ impl Disk {
         self.work_bytes = self.work_bytes.saturating_add(bytes);
     }
 
-    /// Does what was asked for.
+    /// Does what was asked for, and paid.
     pub(super) fn execute(&mut self, request: Request<'_>) -> Status {
-        if !self.pay(&request) {
-            return Status::IoError;
-        }
         let done = match request {
             Request::Read { extent, into } => self.read(extent, into),
             Request::Write { extent, from } => self.write(extent, from),

@@ -10,12 +10,15 @@ mod config;
 mod disk;
 mod iovec;
 mod overlay;
+mod polling;
 mod queue;
 mod request;
+mod run;
 mod server;
 mod store;
 #[cfg(test)]
 mod tests;
+mod waits;
 
 pub use buffers::Buffers;
 pub use disk::{Disk, DiskError};
@@ -34,6 +37,7 @@ use policies::seccomp::Filter;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use waits::Waits;
 use wire::message::{DiskMode, FromBlock, StartBlock};
 use wire::{Channel, ChannelError, Received, SectorCount, Text};
 
@@ -93,8 +97,12 @@ fn start(channel: &Channel) -> Result<End, BlockError> {
     Ok(server::serve(channel, socket, backend)?)
 }
 
+/// What is needed to serve, made before the jail is shut.
 fn backend(disk: Disk) -> Result<Backend, ServeError> {
-    Backend::new(disk, QUEUES).map_err(ServeError::Queues)
+    let waits = Waits::new().map_err(ServeError::Waits)?;
+    // What cannot be known is taken for a host with one processor.
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Backend::new(disk, QUEUES, waits, cpus).map_err(ServeError::Queues)
 }
 
 /// Serves `disk` to a vhost-user front end, until that or the broker at the other end of `channel` ends it.

@@ -1,13 +1,15 @@
 //! One virtqueue of the disk: its life as vhost-user tells it, and the processing of what the driver made available.
 //!
 //! Distrusts the driver (ring contents) and the front end (configuration). A configuration cannot change while the ring
-//! runs. Promises to do every request in order and completely before the next, so that no descriptor head is ever in
-//! flight twice, and to touch a broken ring never again until it was stopped.
+//! runs. Promises to do the requests in order, those that follow each other on the disk as one, to refuse a descriptor head
+//! that is in flight, and to touch a broken ring never again until it was stopped.
 
 use super::disk::Disk;
+use super::polling::Polling;
 use super::request::{BrokenChain, Limits, Memory, parse};
+use super::run::Run;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -33,6 +35,9 @@ pub enum RingError {
     /// A chain has no place for a status.
     #[error(transparent)]
     Chain(#[from] BrokenChain),
+    /// A chain was made available again before it came back.
+    #[error("descriptor head {0} was made available while it was in flight")]
+    InFlight(u16),
 }
 
 /// What the front end must not do.
@@ -54,7 +59,7 @@ pub enum SetupError {
     #[error("the ring was started without addresses")]
     NoAddresses,
     /// Its kick.
-    #[error("the kick descriptor is no eventfd")]
+    #[error("the kick descriptor cannot be waited for")]
     Kick,
 }
 
@@ -76,26 +81,31 @@ pub struct Ring {
     broken: bool,
     /// To be processed without waiting for a kick.
     pending: bool,
+    /// Something was done that the driver was not told of.
+    untold: bool,
     kick: Option<File>,
     call: Option<File>,
     error: Option<File>,
+    polling: Polling,
 }
 
 impl Ring {
-    /// A stopped ring.
+    /// A stopped ring, on a host with `cpus` processors.
     ///
     /// # Errors
     /// Never: the size is right.
-    pub fn new() -> Result<Self, virtio_queue::Error> {
+    pub fn new(cpus: usize) -> Result<Self, virtio_queue::Error> {
         Ok(Self {
             queue: Queue::new(QUEUE_SIZE)?,
             has_addresses: false,
             enabled: false,
             broken: false,
             pending: false,
+            untold: false,
             kick: None,
             call: None,
             error: None,
+            polling: Polling::new(cpus),
         })
     }
 
@@ -105,7 +115,8 @@ impl Ring {
     }
 
     /// Whether requests are to be processed.
-    fn is_active(&self) -> bool {
+    #[must_use]
+    pub fn is_active(&self) -> bool {
         self.is_running() && self.enabled && !self.broken
     }
 
@@ -115,10 +126,10 @@ impl Ring {
         self.is_active() && self.pending
     }
 
-    /// The descriptor to wait for.
+    /// The descriptor that the driver's notifications arrive at, until the ring is stopped.
     #[must_use]
     pub fn kick(&self) -> Option<&File> {
-        self.kick.as_ref().filter(|_kick| self.is_active())
+        self.kick.as_ref()
     }
 
     fn stopped(&mut self) -> Result<&mut Queue, SetupError> {
@@ -243,17 +254,8 @@ impl Ring {
     }
 
     /// Takes the driver's notification.
-    pub(super) fn take_kick(&mut self) -> Result<(), SetupError> {
-        let Some(mut kick) = self.kick.as_ref() else { return Ok(()) };
-        let mut counter = [0; 8];
-        match kick.read(&mut counter) {
-            Ok(8) => {
-                self.pending = true;
-                Ok(())
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
-            Ok(_) | Err(_) => Err(SetupError::Kick),
-        }
+    pub(super) fn kicked(&mut self) {
+        self.pending = true;
     }
 
     /// Does up to a batch of requests and notifies the driver if it wants to know.
@@ -270,45 +272,104 @@ impl Ring {
     }
 
     fn process_batch(&mut self, memory: &Memory, disk: &mut Disk) -> Result<Progress, RingError> {
-        let limits = Limits { capacity: disk.capacity(), read_only: disk.is_read_only() };
-        let mut done = 0usize;
-        let mut full = false;
+        let mut left = Left { requests: BATCH, bytes: BATCH_BYTES };
         // Only this batch counts.
         disk.take_work_bytes();
-        let mut moved = 0u64;
-        let progress = loop {
+        loop {
             self.queue.disable_notification(memory).map_err(RingError::Queue)?;
-            while !full {
-                let next = self.queue.iter(memory).map_err(RingError::Queue)?.next();
-                let Some(chain) = next else { break };
-                let head = chain.head_index();
-                let written = execute(memory, chain, limits, disk);
-                // What was done before a broken chain is told to the driver nevertheless.
-                let written = match written {
-                    Ok(written) => written,
-                    Err(broken) => {
-                        self.notify(memory, done)?;
-                        return Err(broken.into());
-                    }
-                };
-                self.queue.add_used(memory, head, written).map_err(RingError::Queue)?;
-                done = done.saturating_add(1);
-                moved = moved.saturating_add(disk.take_work_bytes());
-                full = done >= BATCH || moved >= BATCH_BYTES;
+            let done = self.process_available(memory, disk, &mut left);
+            // What was done before a broken chain is told to the driver nevertheless.
+            self.notify(memory)?;
+            done?;
+            if left.is_used_up() {
+                return Ok(Progress::More);
             }
-            if full {
-                break Progress::More;
+            if self.look(memory)? {
+                continue;
             }
             if !self.queue.enable_notification(memory).map_err(RingError::Queue)? {
-                break Progress::Idle;
+                return Ok(Progress::Idle);
             }
-        };
-        self.notify(memory, done)?;
-        Ok(progress)
+        }
     }
 
-    fn notify(&mut self, memory: &Memory, done: usize) -> Result<(), RingError> {
-        if done > 0 && self.wants_call(memory)? {
+    /// Does what is available, as much as is `left`.
+    fn process_available(&mut self, memory: &Memory, disk: &mut Disk, left: &mut Left) -> Result<(), RingError> {
+        let limits = Limits { capacity: disk.capacity(), read_only: disk.is_read_only() };
+        let mut run: Option<Run<'_>> = None;
+        let stopped = loop {
+            if left.is_used_up() {
+                break Ok(());
+            }
+            let chain = match self.queue.iter(memory).map(|mut chains| chains.next()) {
+                Ok(Some(chain)) => chain,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(RingError::Queue(error)),
+            };
+            let head = chain.head_index();
+            if run.as_ref().is_some_and(|run| run.has(head)) {
+                break Err(RingError::InFlight(head));
+            }
+            let next = match parse(memory, chain, limits) {
+                Ok(parsed) => Run::new(head, parsed, disk),
+                Err(broken) => break Err(broken.into()),
+            };
+            left.requests = left.requests.saturating_sub(1);
+            let rest = match run.take() {
+                None => Some(next),
+                Some(mut open) => {
+                    let rest = open.join(next);
+                    if rest.is_some() {
+                        self.finish(memory, disk, left, open)?;
+                    } else {
+                        run = Some(open);
+                    }
+                    rest
+                }
+            };
+            match rest {
+                Some(rest) if !rest.is_open() => self.finish(memory, disk, left, rest)?,
+                Some(rest) => run = Some(rest),
+                None => {}
+            }
+        };
+        if let Some(run) = run {
+            self.finish(memory, disk, left, run)?;
+        }
+        stopped
+    }
+
+    fn finish(&mut self, memory: &Memory, disk: &mut Disk, left: &mut Left, run: Run<'_>) -> Result<(), RingError> {
+        for answered in run.execute(disk) {
+            let written = answered.written.ok_or(BrokenChain::StatusOutsideMemory)?;
+            self.queue.add_used(memory, answered.head, written).map_err(RingError::Queue)?;
+            self.untold = true;
+        }
+        left.bytes = left.bytes.saturating_sub(disk.take_work_bytes());
+        Ok(())
+    }
+
+    /// Looks a little while whether the driver makes something available, and needs no notification for it.
+    fn look(&mut self, memory: &Memory) -> Result<bool, RingError> {
+        let rounds = self.polling.rounds();
+        let next = self.queue.next_avail();
+        for _ in 0..rounds {
+            let available = self.queue.avail_idx(memory, Ordering::Acquire).map_err(RingError::Queue)?;
+            if available.0 != next {
+                self.polling.hit();
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        if rounds > 0 {
+            self.polling.miss();
+        }
+        Ok(false)
+    }
+
+    /// Tells the driver of what was done since it was told last, if it wants to know.
+    fn notify(&mut self, memory: &Memory) -> Result<(), RingError> {
+        if std::mem::take(&mut self.untold) && self.wants_call(memory)? {
             signal(self.call.as_ref());
         }
         Ok(())
@@ -328,22 +389,17 @@ impl Ring {
     }
 }
 
-/// Does one request, writes its status, and gives the number of bytes written to the driver's buffers.
-fn execute(
-    memory: &Memory,
-    chain: virtio_queue::DescriptorChain<&Memory>,
-    limits: Limits,
-    disk: &mut Disk,
-) -> Result<u32, BrokenChain> {
-    use super::request::Status;
-    let parsed = parse(memory, chain, limits)?;
-    let status = match parsed.request {
-        Ok(request) => disk.execute(request),
-        Err(refusal) => refusal.status(),
-    };
-    parsed.status.write_obj(status.byte(), 0).map_err(|_outside| BrokenChain::StatusOutsideMemory)?;
-    let data_bytes = if status == Status::Ok { parsed.writable_bytes } else { 0 };
-    Ok(data_bytes.saturating_add(1))
+/// What is left of a batch.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    requests: usize,
+    bytes: u64,
+}
+
+impl Left {
+    fn is_used_up(self) -> bool {
+        self.requests == 0 || self.bytes == 0
+    }
 }
 
 /// Adds one to an eventfd. That it is full already serves as well, and any other failure is the front end's own.

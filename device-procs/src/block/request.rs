@@ -155,6 +155,19 @@ impl Extent {
     pub(super) fn is_empty(self) -> bool {
         self.len() == 0
     }
+
+    /// With `next`, which begins where this one ends.
+    pub(super) fn joined(self, next: Self) -> Self {
+        Self { start: self.start, end: next.end }
+    }
+
+    /// Cuts off the first `bytes` bytes; nothing happens when there are fewer.
+    pub(super) fn split_front(&mut self, bytes: u64) -> Option<Self> {
+        let middle = self.start.checked_add(bytes).filter(|middle| *middle <= self.end)?;
+        let front = Self { start: self.start, end: middle };
+        self.start = middle;
+        Some(front)
+    }
 }
 
 /// A request that can be carried out.

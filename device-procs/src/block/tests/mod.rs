@@ -2,6 +2,7 @@
 
 mod malformed;
 mod requests;
+mod runs;
 mod server;
 mod start;
 
@@ -142,7 +143,7 @@ impl Bench {
         let memory = guest_memory();
         let mut bench = Self {
             driver: Driver { memory, index: 0 },
-            ring: Ring::new().unwrap(),
+            ring: Ring::new(1).unwrap(),
             disk,
             call: eventfd().0,
             error: eventfd().0,

@@ -2,6 +2,7 @@
 
 use super::super::backend::Backend;
 use super::super::server::{End, ServeError, serve};
+use super::super::waits::Waits;
 use super::*;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -59,7 +60,7 @@ impl Machine {
         let capacity = SectorCount::from_bytes(image.content().len() as u64).unwrap();
         let id = DiskId::try_from("disk0".to_owned()).unwrap();
         let disk = Disk::new(mode, capacity, id, Box::new(image.clone()), overlay).unwrap();
-        let backend = Backend::new(disk, 1).unwrap();
+        let backend = Backend::new(disk, 1, Waits::new().unwrap(), 2).unwrap();
         let (broker, control) = Channel::pair().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || serve(&control, theirs, backend));
@@ -286,6 +287,32 @@ fn ring_address_outside_memory_ends_the_connection() {
 #[test]
 fn change_of_a_running_ring_ends_the_connection() {
     assert_fault(|machine| machine.front_end.set_vring_num(0, 16).unwrap_err_or_closed());
+}
+
+#[test]
+fn kick_that_cannot_be_waited_for_ends_the_connection() {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    let file = tempfile::tempfile().unwrap();
+    assert_fault(|machine| {
+        #[allow(unsafe_code, reason = "the front end takes vmm-sys-util's EventFd alone")]
+        // SAFETY: the number is that of a descriptor that nobody else owns.
+        let file = unsafe { EventFd::from_raw_fd(file.into_raw_fd()) };
+        machine.front_end.set_vring_kick(0, &file).unwrap_err_or_closed();
+    });
+}
+
+#[test]
+fn kick_of_a_stopped_ring_wakes_nobody() {
+    let mut machine = Machine::new(DiskMode::ReadOnly, &Spy::new(&[7; 64 * 512]));
+    machine.activate();
+    machine.front_end.get_vring_base(0).unwrap();
+    machine.kick.write(1).unwrap();
+    machine.front_end.get_features().unwrap();
+    machine.driver.put(AVAILABLE, &[0; 0x1000]);
+    machine.driver.put(USED, &[0; 0x1000]);
+    machine.driver.index = 0;
+    machine.start();
+    assert_eq!(machine.request(IN, 0, &[], 512), (0, vec![7; 512]), "and the new kick does");
 }
 
 trait UnwrapErrOrClosed {
