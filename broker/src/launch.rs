@@ -23,7 +23,9 @@ use policies::spawn::Limits;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use wire::message::{ConsoleOutput, DiskMode, StartBlock, StartLoader, StartSerial, StartVmm};
+use wire::message::{
+    ConsoleOutput, DiskEngine, DiskMode, StartBlock, StartLoader, StartSerial, StartVmm, URING_WORKERS,
+};
 use wire::{Channel, ChannelError, DiskId, MemoryBytes, SectorCount};
 
 /// The stack of a vCPU's thread, which counts as the vmm's data.
@@ -165,7 +167,8 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
         files::lock_image(&disk.file, disk.mode).map_err(|error| LaunchError::Disk(disk.path.clone(), error))?;
     }
     // The loader, serial, the vmm with its control thread.
-    let tasks = u64::from(plan.vcpus.get()).saturating_add(plan.disks.len() as u64).saturating_add(3);
+    let tasks = plan.disks.iter().map(|disk| disk_tasks(disk.engine)).fold(3, u64::saturating_add);
+    let tasks = tasks.saturating_add(plan.vcpus.get().into());
     // Huge pages are counted by a controller of their own (hugetlb).
     let guest_bytes = if plan.huge_pages.is_some() { 0 } else { plan.memory.get() };
     let confinement = confine(spawner, &plan.limits, guest_bytes, tasks)?;
@@ -191,6 +194,7 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
             path: &disk.path,
             file: &disk.file,
             mode: disk.mode,
+            engine: disk.engine,
             capacity: disk.capacity,
             id: &disk.id,
             memory: plan.memory,
@@ -288,6 +292,14 @@ fn start_serial(
     Ok(spawner.start(Role::Serial, limits, &start, &fds)?)
 }
 
+/// The tasks of a disk's process, and of the kernel for it.
+pub(crate) fn disk_tasks(engine: DiskEngine) -> u64 {
+    match engine {
+        DiskEngine::Sync => 1,
+        DiskEngine::IoUring => URING_WORKERS.into_iter().map(u64::from).fold(1, u64::saturating_add),
+    }
+}
+
 /// A disk for [`block`].
 #[derive(Debug)]
 pub(crate) struct BlockDisk<'a> {
@@ -297,6 +309,8 @@ pub(crate) struct BlockDisk<'a> {
     pub(crate) file: &'a File,
     /// How it is written to.
     pub(crate) mode: DiskMode,
+    /// How its bytes are moved.
+    pub(crate) engine: DiskEngine,
     /// Its size.
     pub(crate) capacity: SectorCount,
     /// The serial number.
@@ -336,6 +350,7 @@ pub(crate) fn block(
     let start = StartBlock {
         audit,
         mode: disk.mode,
+        engine: disk.engine,
         capacity: disk.capacity,
         id: disk.id.clone(),
         write_limit_bytes: counter.map(|(_, bytes)| bytes),
@@ -343,9 +358,27 @@ pub(crate) fn block(
     let mut fds = vec![disk.socket.as_fd(), disk.file.as_fd()];
     fds.extend(overlay.as_ref().map(AsFd::as_fd));
     fds.extend(counter.map(|(fd, _)| fd));
+    let again = match disk.engine {
+        DiskEngine::Sync => None,
+        DiskEngine::IoUring => Some(open_again(disk)?),
+    };
+    fds.extend(again.as_ref().map(AsFd::as_fd));
     let limits = Limits::for_process(Process::VirtioBlk, disk.memory, Some(file_size_bytes));
-    let limits = Limits { data_bytes: disk.data_bytes, ..limits };
-    Ok(spawner.start(Role::Block(number), limits, &start, &fds)?)
+    // The rings take 40 KiB; those of all disks of an ordinary user are counted together.
+    let locked_bytes = if disk.engine == DiskEngine::IoUring { 8 << 20 } else { 0 };
+    let limits = Limits { data_bytes: disk.data_bytes, locked_bytes, ..limits };
+    let mut process = spawner.start(Role::Block(number), limits, &start, &fds)?;
+    if disk.engine == DiskEngine::IoUring {
+        process.given.allow_uring();
+    }
+    Ok(process)
+}
+
+/// The image for a ring, without its lock: the kernel lets go of a ring's files a while after its process is gone, and the
+/// lock must go with the process.
+fn open_again(disk: &BlockDisk<'_>) -> Result<OwnedFd, LaunchError> {
+    let access = if disk.mode == DiskMode::ReadWrite { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+    files::reopen(disk.file, access).map_err(|errno| LaunchError::Disk(disk.path.to_owned(), FileError::Open(errno)))
 }
 
 fn event() -> Result<OwnedFd, LaunchError> {

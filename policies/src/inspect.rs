@@ -117,9 +117,18 @@ struct Identity {
 
 /// The open files that a process was given.
 #[derive(Debug, Clone, Default)]
-pub struct Given(HashSet<Identity>);
+pub struct Given {
+    files: HashSet<Identity>,
+    /// Whether it was told to make an io_uring.
+    uring: bool,
+}
 
 impl Given {
+    /// Lets the process have made an io_uring, as it was told to.
+    pub fn allow_uring(&mut self) {
+        self.uring = true;
+    }
+
     /// Adds a descriptor of the broker that was, or is about to be, passed on.
     ///
     /// # Errors
@@ -127,7 +136,7 @@ impl Given {
     pub fn add(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
         let stat = fstat(fd)?;
         let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-        self.0.insert(Identity { device: stat.st_dev, inode: stat.st_ino, target });
+        self.files.insert(Identity { device: stat.st_dev, inode: stat.st_ino, target });
         Ok(())
     }
 
@@ -145,8 +154,9 @@ impl Given {
 }
 
 /// Whether a process may have made this descriptor itself, as /proc shows it.
-fn may_make(process: Process, target: &str) -> bool {
+fn may_make(process: Process, uring: bool, target: &str) -> bool {
     match target {
+        "anon_inode:[io_uring]" => uring,
         // `--audit`: its own filter's listener, until it is sent off.
         "anon_inode:seccomp notify" => true,
         "anon_inode:[eventpoll]" => process != Process::Loader,
@@ -273,7 +283,9 @@ impl Look {
             let target = fs::read_link(&path).map_err(self.unreadable(&path))?;
             let metadata = fs::metadata(&path).map_err(self.unreadable(&path))?;
             let identity = Identity { device: metadata.dev(), inode: metadata.ino(), target };
-            if !given.0.contains(&identity) && !may_make(self.process, &identity.target.to_string_lossy()) {
+            if !given.files.contains(&identity)
+                && !may_make(self.process, given.uring, &identity.target.to_string_lossy())
+            {
                 let fd = path.file_name().unwrap_or_default().display().to_string();
                 let target = identity.target.display().to_string();
                 return Err(JailViolation::Descriptor { process: self.name, fd, target });

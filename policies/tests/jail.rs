@@ -16,7 +16,7 @@ use policies::spawn::{Child, Ids, Limits, SpawnError, SpawnRequest, Step, spawn}
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
-use wire::message::{DiskMode, FromBlock, StartBlock};
+use wire::message::{DiskEngine, DiskMode, FromBlock, StartBlock};
 use wire::{Channel, DiskId, MemoryBytes, SectorCount};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -58,6 +58,7 @@ fn start(what: &str, audit: bool, binary: &File) -> Result<Jail, SpawnError> {
     let start = StartBlock {
         audit,
         mode: DiskMode::ReadOnly,
+        engine: DiskEngine::Sync,
         capacity: SectorCount::try_from(1).unwrap(),
         id: DiskId::try_from(what.to_owned()).unwrap(),
         write_limit_bytes: None,

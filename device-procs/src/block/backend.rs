@@ -6,10 +6,12 @@
 
 use super::config::{EVENT_IDX, FLUSH, PROTOCOL_FEATURES, features, read as read_config};
 use super::disk::Disk;
+use super::flight::Kernel;
 use super::queue::{Progress, Ring, RingError, SetupError};
 use super::request::Memory;
 use super::waits::{Source, Waits};
 use std::fs::File;
+use std::sync::Arc;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
     VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg, VhostUserSingleMemoryRegion,
@@ -33,7 +35,7 @@ struct Window {
 /// Guest memory and how the front end's addresses map to it.
 #[derive(Debug)]
 struct Mapped {
-    memory: Memory,
+    memory: Arc<Memory>,
     windows: Vec<Window>,
 }
 
@@ -81,6 +83,13 @@ impl Backend {
         })
     }
 
+    /// Has the requests of the first ring done by `kernel`, many at once.
+    pub(super) fn set_kernel(&mut self, kernel: Box<dyn Kernel>) {
+        if let Some(ring) = self.rings.first_mut() {
+            ring.set_kernel(kernel);
+        }
+    }
+
     /// What the loop waits for; the kicks come and go with the rings.
     pub(super) fn waits(&self) -> &Waits {
         &self.waits
@@ -96,6 +105,11 @@ impl Backend {
         if let Some(ring) = self.rings.get_mut(index) {
             ring.kicked();
         }
+    }
+
+    /// Looks at every ring, as something in flight is done.
+    pub(super) fn kicked_all(&mut self) {
+        self.rings.iter_mut().for_each(Ring::kicked);
     }
 
     /// Does what is to be done, a batch of each ring.
@@ -143,14 +157,15 @@ impl Backend {
 
     fn stop_all(&mut self) {
         for ring in &mut self.rings {
-            stop(ring, &self.waits);
+            stop(ring, &mut self.disk, &self.waits);
             ring.set_enabled(false);
         }
     }
 }
 
-/// Stops a ring, whose kick is closed with it.
-fn stop(ring: &mut Ring, waits: &Waits) -> u16 {
+/// Stops a ring when nothing of it is in flight any more; its kick is closed with it.
+fn stop(ring: &mut Ring, disk: &mut Disk, waits: &Waits) -> u16 {
+    ring.drain(disk);
     if let Some(kick) = ring.kick() {
         waits.remove(kick);
     }
@@ -233,9 +248,10 @@ impl VhostUserBackendReqHandlerMut for Backend {
             Memory::from_regions(mapped).map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))?;
         let mut broken = None;
         for ring in &mut self.rings {
+            ring.drain(&mut self.disk);
             broken = ring.remapped(&memory).err().or(broken);
         }
-        self.mapped = Some(Mapped { memory, windows });
+        self.mapped = Some(Mapped { memory: Arc::new(memory), windows });
         self.note(broken);
         Ok(None)
     }
@@ -270,7 +286,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let index_of_ring = usize::try_from(index).map_err(|_too_large| Error::InvalidParam)?;
         let ring = self.rings.get_mut(index_of_ring).ok_or(Error::InvalidOperation("there is no such ring"))?;
-        let base = stop(ring, &self.waits);
+        let base = stop(ring, &mut self.disk, &self.waits);
         Ok(VhostUserVringState::new(index, base.into()))
     }
 

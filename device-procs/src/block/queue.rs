@@ -4,24 +4,20 @@
 //! runs. Promises to do the requests in order, those that follow each other on the disk as one, to refuse a descriptor head
 //! that is in flight, and to touch a broken ring never again until it was stopped.
 
-use super::disk::Disk;
+mod process;
+
+use super::flight::{Flight, Kernel};
 use super::polling::Polling;
-use super::request::{BrokenChain, Limits, Memory, parse};
-use super::run::Run;
+use super::request::{BrokenChain, Memory};
+use nix::errno::Errno;
 use std::fs::File;
 use std::io::Write;
 use std::sync::atomic::Ordering;
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
 
 /// The most descriptors of a ring.
 pub const QUEUE_SIZE: u16 = 256;
-
-/// The most requests done before the sockets are looked at again.
-const BATCH: usize = QUEUE_SIZE as usize;
-/// The most bytes moved before that, but for the last request: some tens of milliseconds on a slow disk.
-const BATCH_BYTES: u64 = 16 << 20;
 
 /// What the driver did to break a ring.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +34,9 @@ pub enum RingError {
     /// A chain was made available again before it came back.
     #[error("descriptor head {0} was made available while it was in flight")]
     InFlight(u16),
+    /// The host's fault.
+    #[error("the io_uring of the disk failed")]
+    Engine(#[source] Errno),
 }
 
 /// What the front end must not do.
@@ -87,6 +86,8 @@ pub struct Ring {
     call: Option<File>,
     error: Option<File>,
     polling: Polling,
+    /// With an engine that has many requests in flight.
+    flight: Option<Flight>,
 }
 
 impl Ring {
@@ -106,7 +107,13 @@ impl Ring {
             call: None,
             error: None,
             polling: Polling::new(cpus),
+            flight: None,
         })
+    }
+
+    /// Has many requests in flight at once, in `kernel`.
+    pub fn set_kernel(&mut self, kernel: Box<dyn Kernel>) {
+        self.flight = Some(Flight::new(kernel));
     }
 
     /// Whether the ring was started and not stopped since.
@@ -123,7 +130,8 @@ impl Ring {
     /// Whether requests are to be processed without waiting for a kick.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.is_active() && self.pending
+        let is_behind = self.flight.as_ref().is_some_and(Flight::is_behind);
+        self.is_active() && (self.pending || is_behind)
     }
 
     /// The descriptor that the driver's notifications arrive at, until the ring is stopped.
@@ -220,7 +228,7 @@ impl Ring {
         self.enabled = enabled;
     }
 
-    /// Stops the ring, mends it, and gives the index of the next available entry.
+    /// Stops the ring, from which nothing may be in flight ([`Self::drain`]), mends it, and gives the index of the next available entry.
     pub fn stop(&mut self) -> u16 {
         let base = self.queue.next_avail();
         let (size, call, error) = (self.queue.size(), self.call.take(), self.error.take());
@@ -256,149 +264,6 @@ impl Ring {
     /// Takes the driver's notification.
     pub(super) fn kicked(&mut self) {
         self.pending = true;
-    }
-
-    /// Does up to a batch of requests and notifies the driver if it wants to know.
-    ///
-    /// # Errors
-    /// When the driver broke the ring, which is not processed again until it was stopped.
-    pub fn process(&mut self, memory: &Memory, disk: &mut Disk) -> Result<Progress, RingError> {
-        if !self.is_active() {
-            return Ok(Progress::Idle);
-        }
-        let progress = self.process_batch(memory, disk).inspect_err(|_error| self.set_broken())?;
-        self.pending = progress == Progress::More;
-        Ok(progress)
-    }
-
-    fn process_batch(&mut self, memory: &Memory, disk: &mut Disk) -> Result<Progress, RingError> {
-        let mut left = Left { requests: BATCH, bytes: BATCH_BYTES };
-        // Only this batch counts.
-        disk.take_work_bytes();
-        loop {
-            self.queue.disable_notification(memory).map_err(RingError::Queue)?;
-            let done = self.process_available(memory, disk, &mut left);
-            // What was done before a broken chain is told to the driver nevertheless.
-            self.notify(memory)?;
-            done?;
-            if left.is_used_up() {
-                return Ok(Progress::More);
-            }
-            if self.look(memory)? {
-                continue;
-            }
-            if !self.queue.enable_notification(memory).map_err(RingError::Queue)? {
-                return Ok(Progress::Idle);
-            }
-        }
-    }
-
-    /// Does what is available, as much as is `left`.
-    fn process_available(&mut self, memory: &Memory, disk: &mut Disk, left: &mut Left) -> Result<(), RingError> {
-        let limits = Limits { capacity: disk.capacity(), read_only: disk.is_read_only() };
-        let mut run: Option<Run<'_>> = None;
-        let stopped = loop {
-            if left.is_used_up() {
-                break Ok(());
-            }
-            let chain = match self.queue.iter(memory).map(|mut chains| chains.next()) {
-                Ok(Some(chain)) => chain,
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(RingError::Queue(error)),
-            };
-            let head = chain.head_index();
-            if run.as_ref().is_some_and(|run| run.has(head)) {
-                break Err(RingError::InFlight(head));
-            }
-            let next = match parse(memory, chain, limits) {
-                Ok(parsed) => Run::new(head, parsed, disk),
-                Err(broken) => break Err(broken.into()),
-            };
-            left.requests = left.requests.saturating_sub(1);
-            let rest = match run.take() {
-                None => Some(next),
-                Some(mut open) => {
-                    let rest = open.join(next);
-                    if rest.is_some() {
-                        self.finish(memory, disk, left, open)?;
-                    } else {
-                        run = Some(open);
-                    }
-                    rest
-                }
-            };
-            match rest {
-                Some(rest) if !rest.is_open() => self.finish(memory, disk, left, rest)?,
-                Some(rest) => run = Some(rest),
-                None => {}
-            }
-        };
-        if let Some(run) = run {
-            self.finish(memory, disk, left, run)?;
-        }
-        stopped
-    }
-
-    fn finish(&mut self, memory: &Memory, disk: &mut Disk, left: &mut Left, run: Run<'_>) -> Result<(), RingError> {
-        for answered in run.execute(disk) {
-            let written = answered.written.ok_or(BrokenChain::StatusOutsideMemory)?;
-            self.queue.add_used(memory, answered.head, written).map_err(RingError::Queue)?;
-            self.untold = true;
-        }
-        left.bytes = left.bytes.saturating_sub(disk.take_work_bytes());
-        Ok(())
-    }
-
-    /// Looks a little while whether the driver makes something available, and needs no notification for it.
-    fn look(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        let rounds = self.polling.rounds();
-        let next = self.queue.next_avail();
-        for _ in 0..rounds {
-            let available = self.queue.avail_idx(memory, Ordering::Acquire).map_err(RingError::Queue)?;
-            if available.0 != next {
-                self.polling.hit();
-                return Ok(true);
-            }
-            std::hint::spin_loop();
-        }
-        if rounds > 0 {
-            self.polling.miss();
-        }
-        Ok(false)
-    }
-
-    /// Tells the driver of what was done since it was told last, if it wants to know.
-    fn notify(&mut self, memory: &Memory) -> Result<(), RingError> {
-        if std::mem::take(&mut self.untold) && self.wants_call(memory)? {
-            signal(self.call.as_ref());
-        }
-        Ok(())
-    }
-
-    /// Whether the driver wants to be interrupted (virtio 1.2 §2.7.7).
-    fn wants_call(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        // Orders the used index before the driver's flag or event index, which it reads next.
-        let needed = self.queue.needs_notification(memory).map_err(RingError::Queue)?;
-        if self.queue.event_idx_enabled() {
-            return Ok(needed);
-        }
-        let address = GuestAddress(self.queue.avail_ring());
-        let flags = memory.load(address, Ordering::Relaxed).map(u16::from_le);
-        let flags = flags.map_err(|error| RingError::Queue(virtio_queue::Error::GuestMemory(error)))?;
-        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
-    }
-}
-
-/// What is left of a batch.
-#[derive(Debug, Clone, Copy)]
-struct Left {
-    requests: usize,
-    bytes: u64,
-}
-
-impl Left {
-    fn is_used_up(self) -> bool {
-        self.requests == 0 || self.bytes == 0
     }
 }
 

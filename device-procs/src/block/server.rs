@@ -41,6 +41,10 @@ pub enum ServeError {
 }
 
 /// Serves `socket` until something ends it.
+#[allow(
+    clippy::arc_with_non_send_sync,
+    reason = "the handler of the vhost crate takes an Arc, and there is one thread"
+)]
 pub(super) fn serve(channel: &Channel, socket: UnixStream, backend: Backend) -> Result<End, ServeError> {
     backend.waits().add(Source::Control, channel).map_err(ServeError::Waits)?;
     backend.waits().add(Source::FrontEnd, &socket).map_err(ServeError::Waits)?;
@@ -64,6 +68,7 @@ pub(super) fn serve(channel: &Channel, socket: UnixStream, backend: Backend) -> 
                     Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => return Ok(End::Disconnected),
                     Err(error) => return Err(ServeError::FrontEnd(error)),
                 },
+                Source::Done => lock(&backend).kicked_all(),
                 Source::Kick(index) => lock(&backend).kicked(index),
             }
         }

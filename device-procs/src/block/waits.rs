@@ -17,18 +17,21 @@ pub(super) enum Source {
     Control,
     /// The front end.
     FrontEnd,
+    /// The kernel, which did what was handed over to it.
+    Done,
     /// The driver, on the ring with this index.
     Kick(usize),
 }
 
 impl Source {
-    /// Kicks come after the two sockets.
-    const KICKS: u64 = 2;
+    /// Kicks come after the others.
+    const KICKS: u64 = 3;
 
     fn to_data(self) -> u64 {
         match self {
             Self::Control => 0,
             Self::FrontEnd => 1,
+            Self::Done => 2,
             Self::Kick(index) => Self::KICKS.saturating_add(index as u64),
         }
     }
@@ -37,6 +40,7 @@ impl Source {
         match data {
             0 => Self::Control,
             1 => Self::FrontEnd,
+            2 => Self::Done,
             other => Self::Kick(usize::try_from(other.saturating_sub(Self::KICKS)).unwrap_or(usize::MAX)),
         }
     }

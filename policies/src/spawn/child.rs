@@ -228,7 +228,7 @@ fn set_limits(limits: Limits) -> Result<(), Errno> {
     if let Some(seconds) = limits.cpu_seconds {
         set(Resource::RLIMIT_CPU, seconds)?;
     }
-    set(Resource::RLIMIT_MEMLOCK, 0)?;
+    set(Resource::RLIMIT_MEMLOCK, limits.locked_bytes)?;
     set(Resource::RLIMIT_MSGQUEUE, 0)?;
     set(Resource::RLIMIT_NICE, 0)?;
     set(Resource::RLIMIT_RTPRIO, 0)?;

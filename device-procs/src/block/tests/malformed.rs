@@ -1,7 +1,7 @@
 //! What a hostile driver puts into a ring.
 
-use super::super::request::BrokenChain;
 use super::*;
+use crate::block::request::BrokenChain;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT};
 
 const HEADER: u64 = BUFFERS;

@@ -295,7 +295,7 @@ fn stopped_ring_continues_where_it_was() {
 
 #[test]
 fn running_ring_cannot_be_set_up_anew() {
-    use super::super::queue::SetupError;
+    use crate::block::queue::SetupError;
     let mut bench = Bench::new(DiskMode::ReadOnly, &image());
     assert_eq!(bench.ring.set_size(16), Err(SetupError::Running));
     assert_eq!(bench.ring.set_base(0), Err(SetupError::Running));
@@ -305,7 +305,7 @@ fn running_ring_cannot_be_set_up_anew() {
 
 #[test]
 fn wrong_setup_is_refused() {
-    use super::super::queue::SetupError;
+    use crate::block::queue::SetupError;
     let mut ring = Ring::new(1).unwrap();
     for size in [0, 3, 512, 65_537] {
         assert_eq!(ring.set_size(size), Err(SetupError::Size), "{size}");
@@ -323,7 +323,7 @@ fn wrong_setup_is_refused() {
 fn limited(mode: DiskMode, limit: u64) -> (Bench, Spy) {
     let image = Spy::new(&[1; 64 * 512]);
     let bench = Bench::new(mode, &image);
-    let budget = super::super::budget::Budget::map(super::super::budget::tests::counter(), limit).unwrap();
+    let budget = crate::block::budget::Budget::map(crate::block::budget::tests::counter(), limit).unwrap();
     (Bench { disk: bench.disk.with_budget(Some(budget)), ..bench }, image)
 }
 
