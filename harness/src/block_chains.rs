@@ -103,7 +103,7 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
 
 /// A ring that has nothing to do yet.
 fn start(memory: &Arc<Memory>, disk: &mut Disk, size: u16, event_idx: bool, kernel: Option<LazyKernel>) -> Ring {
-    let mut ring = Ring::new(1).expect("a ring");
+    let mut ring = Ring::new().expect("a ring");
     if let Some(kernel) = kernel {
         ring.set_kernel(Box::new(kernel));
     }

@@ -185,7 +185,7 @@ impl Bench {
         let mut disk = Disk::new(mode, capacity, id, Box::new(image.clone()), overlay).expect("a disk");
         disk.set_write_through(write_through);
         let memory = Arc::new(memory.expect("guest memory"));
-        let mut ring = Ring::new(1).expect("a ring");
+        let mut ring = Ring::new().expect("a ring");
         ring.set_size(QUEUE_SIZE.into()).expect("a size");
         let addresses = [DESCRIPTORS, AVAILABLE, USED].map(GuestAddress);
         ring.set_addresses(addresses[0], addresses[1], addresses[2]).expect("addresses");

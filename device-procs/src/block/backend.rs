@@ -63,14 +63,9 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// A back end with `queues` stopped rings, on a host with `cpus` processors.
-    pub(super) fn new(
-        disk: Disk,
-        queues: u16,
-        waits: Waits,
-        cpus: usize,
-    ) -> std::result::Result<Self, virtio_queue::Error> {
-        let rings = (0..queues).map(|_index| Ring::new(cpus)).collect::<std::result::Result<_, _>>()?;
+    /// A back end with `queues` stopped rings.
+    pub(super) fn new(disk: Disk, queues: u16, waits: Waits) -> std::result::Result<Self, virtio_queue::Error> {
+        let rings = (0..queues).map(|_index| Ring::new()).collect::<std::result::Result<_, _>>()?;
         Ok(Self {
             disk,
             rings,

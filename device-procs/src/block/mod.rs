@@ -12,7 +12,6 @@ mod flight;
 mod held;
 mod iovec;
 mod overlay;
-mod polling;
 mod queue;
 mod request;
 mod run;
@@ -111,12 +110,10 @@ fn start(channel: &Channel) -> Result<End, BlockError> {
 /// What is needed to serve, made before the jail is shut.
 fn backend(disk: Disk, uring: Option<Uring>) -> Result<Backend, ServeError> {
     let waits = Waits::new().map_err(ServeError::Waits)?;
-    // What cannot be known is taken for a host with one processor.
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if let Some(uring) = &uring {
         waits.add(waits::Source::Done, uring.fd()).map_err(ServeError::Waits)?;
     }
-    let mut backend = Backend::new(disk, QUEUES, waits, cpus).map_err(ServeError::Queues)?;
+    let mut backend = Backend::new(disk, QUEUES, waits).map_err(ServeError::Queues)?;
     if let Some(uring) = uring {
         backend.set_kernel(Box::new(uring));
     }

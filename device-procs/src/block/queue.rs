@@ -7,7 +7,6 @@
 mod process;
 
 use super::flight::{Flight, Kernel};
-use super::polling::Polling;
 use super::request::{BrokenChain, Memory};
 use nix::errno::Errno;
 use std::fs::File;
@@ -85,17 +84,16 @@ pub struct Ring {
     kick: Option<File>,
     call: Option<File>,
     error: Option<File>,
-    polling: Polling,
     /// With an engine that has many requests in flight.
     flight: Option<Flight>,
 }
 
 impl Ring {
-    /// A stopped ring, on a host with `cpus` processors.
+    /// A stopped ring.
     ///
     /// # Errors
     /// Never: the size is right.
-    pub fn new(cpus: usize) -> Result<Self, virtio_queue::Error> {
+    pub fn new() -> Result<Self, virtio_queue::Error> {
         Ok(Self {
             queue: Queue::new(QUEUE_SIZE)?,
             has_addresses: false,
@@ -106,7 +104,6 @@ impl Ring {
             kick: None,
             call: None,
             error: None,
-            polling: Polling::new(cpus),
             flight: None,
         })
     }

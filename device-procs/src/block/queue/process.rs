@@ -82,9 +82,7 @@ impl Ring {
             if left.is_used_up() {
                 return Ok(Progress::More);
             }
-            if self.look(memory)? {
-                continue;
-            }
+            // Only now, so that a driver that goes on at once needs no notification for what it makes available.
             if !self.queue.enable_notification(&**memory).map_err(RingError::Queue)? {
                 return Ok(Progress::Idle);
             }
@@ -189,24 +187,6 @@ impl Ring {
             self.put(memory, answered)?;
         }
         Ok(())
-    }
-
-    /// Looks a little while whether the driver makes something available, and needs no notification for it.
-    fn look(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        let rounds = self.polling.rounds();
-        let next = self.queue.next_avail();
-        for _ in 0..rounds {
-            let available = self.queue.avail_idx(memory, Ordering::Acquire).map_err(RingError::Queue)?;
-            if available.0 != next {
-                self.polling.hit();
-                return Ok(true);
-            }
-            std::hint::spin_loop();
-        }
-        if rounds > 0 {
-            self.polling.miss();
-        }
-        Ok(false)
     }
 
     /// Tells the driver of what was done since it was told last, if it wants to know.

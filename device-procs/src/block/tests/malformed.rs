@@ -250,7 +250,7 @@ fn indirect_table_of_too_many_descriptors_is_refused() {
 fn rings_outside_memory_break_the_device() {
     let (good, end) = (GuestAddress(0x2000), GuestAddress(MEMORY_END - 16));
     for [descriptors, available, used] in [[end, good, good], [good, end, good], [good, good, end]] {
-        let mut ring = Ring::new(1).unwrap();
+        let mut ring = Ring::new().unwrap();
         ring.set_addresses(descriptors, available, used).unwrap();
         let started = ring.start(eventfd().0, &guest_memory(), false, true).unwrap();
         assert!(matches!(started, Err(RingError::OutsideMemory)));

@@ -192,7 +192,7 @@ impl<const IN_FLIGHT: bool> BenchOf<IN_FLIGHT> {
         let memory = guest_memory();
         let mut bench = Self {
             driver: Driver { memory, index: 0 },
-            ring: Ring::new(1).unwrap(),
+            ring: Ring::new().unwrap(),
             disk,
             call: eventfd().0,
             error: eventfd().0,

@@ -306,7 +306,7 @@ fn running_ring_cannot_be_set_up_anew() {
 #[test]
 fn wrong_setup_is_refused() {
     use crate::block::queue::SetupError;
-    let mut ring = Ring::new(1).unwrap();
+    let mut ring = Ring::new().unwrap();
     for size in [0, 3, 512, 65_537] {
         assert_eq!(ring.set_size(size), Err(SetupError::Size), "{size}");
     }
