@@ -58,6 +58,24 @@ impl<'m> Buffers<'m> {
         Some(front)
     }
 
+    /// Drops the first `count` bytes, without making anything of them; nothing happens when there are fewer.
+    pub(super) fn drop_front(&mut self, count: usize) -> Option<()> {
+        if count > self.len_bytes {
+            return None;
+        }
+        let mut left = count;
+        while left > 0 {
+            let slice = self.slices.pop_front()?;
+            let here = slice.len().min(left);
+            if here < slice.len() {
+                self.slices.push_front(slice.offset(here).ok()?);
+            }
+            self.len_bytes = self.len_bytes.saturating_sub(here);
+            left = left.saturating_sub(here);
+        }
+        Some(())
+    }
+
     /// Cuts off the last byte.
     pub(super) fn split_last_byte(&mut self) -> Option<VolatileSlice<'m>> {
         let slice = self.slices.pop_back()?;
@@ -135,6 +153,16 @@ mod tests {
         let mut buffers = two(&mut a, &mut b);
         assert_eq!(content(&buffers.split_front(5).unwrap()), b"abcde");
         assert_eq!(content(&buffers), b"fg");
+    }
+
+    #[test]
+    fn front_is_dropped_across_pieces() {
+        let (mut a, mut b) = (*b"abc", *b"defg");
+        let mut buffers = two(&mut a, &mut b);
+        assert_eq!((buffers.drop_front(8), content(&buffers).as_slice()), (None, &b"abcdefg"[..]));
+        assert_eq!((buffers.drop_front(3), content(&buffers).as_slice()), (Some(()), &b"defg"[..]));
+        assert_eq!((buffers.drop_front(1), buffers.drop_front(0)), (Some(()), Some(())));
+        assert_eq!((content(&buffers).as_slice(), buffers.len()), (&b"efg"[..], 3));
     }
 
     #[test]

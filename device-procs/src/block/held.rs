@@ -56,7 +56,7 @@ impl Held {
 
     /// Drops the first `count` bytes, or everything.
     pub(super) fn advance(&mut self, count: usize) {
-        if self.buffers.split_front(count).is_none() {
+        if self.buffers.drop_front(count).is_none() {
             self.buffers = Buffers::default();
         }
     }

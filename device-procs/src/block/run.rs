@@ -37,7 +37,9 @@ pub(super) struct Answered {
 #[derive(Debug)]
 pub(super) struct Run<'m> {
     request: Result<Request<'m>, Status>,
-    parts: Vec<Part<'m>>,
+    first: Part<'m>,
+    /// Mostly none.
+    more: Vec<Part<'m>>,
 }
 
 impl<'m> Run<'m> {
@@ -50,12 +52,12 @@ impl<'m> Run<'m> {
             Err(refusal) => Err(refusal.status()),
         };
         let bytes = request.as_ref().map_or(0, |request| request.extent().map_or(0, Extent::len));
-        Self { request, parts: vec![Part { head, status, writable_bytes, bytes }] }
+        Self { request, first: Part { head, status, writable_bytes, bytes }, more: Vec::new() }
     }
 
     /// Whether the chain with this head is in it.
     pub(super) fn has(&self, head: u16) -> bool {
-        self.parts.iter().any(|part| part.head == head)
+        self.first.head == head || self.more.iter().any(|part| part.head == head)
     }
 
     /// Whether something could still join it.
@@ -70,43 +72,45 @@ impl<'m> Run<'m> {
         }
         let (Ok(mine), Ok(theirs)) = (&mut self.request, next.request) else { return None };
         mine.append(theirs);
-        self.parts.extend(next.parts);
+        self.more.push(next.first);
+        self.more.extend(next.more);
         None
     }
 
     fn fits(&self, next: &Self) -> bool {
         let (Ok(mine), Ok(theirs)) = (&self.request, &next.request) else { return false };
         let pieces = mine.pieces().saturating_add(theirs.pieces());
-        self.parts.len() < MAX_PARTS && pieces <= MAX_PIECES && mine.is_followed_by(theirs, MAX_BYTES)
+        self.more.len() < MAX_PARTS && pieces <= MAX_PIECES && mine.is_followed_by(theirs, MAX_BYTES)
     }
 
-    /// Does it, and writes each status.
-    pub(super) fn execute(self, disk: &mut Disk) -> impl Iterator<Item = Answered> + use<'m> {
-        let statuses = match self.request {
-            Ok(request) => execute(request, &self.parts, disk),
-            Err(status) => vec![status; self.parts.len()],
+    /// Does it, writes each status, and gives each answer to `take`.
+    pub(super) fn execute<E>(self, disk: &mut Disk, mut take: impl FnMut(Answered) -> Result<(), E>) -> Result<(), E> {
+        let Self { request, first, more } = self;
+        let request = match request {
+            Ok(request) => request,
+            Err(status) => return take(first.answer(status)),
         };
-        self.parts.into_iter().zip(statuses).map(|(part, status)| {
-            let data = if status == Status::Ok { part.writable_bytes } else { 0 };
-            let written = part.status.write_obj(status.byte(), 0).ok().map(|()| data.saturating_add(1));
-            Answered { head: part.head, written }
-        })
+        let mut again = if more.is_empty() { None } else { request.duplicate() };
+        let done = disk.execute(request);
+        for part in std::iter::once(first).chain(more) {
+            let status = match (&mut again, done) {
+                (Some(rest), Status::IoError | Status::Unsupported) => {
+                    rest.split_front(part.bytes).map_or(done, |alone| disk.execute(alone))
+                }
+                _ => done,
+            };
+            take(part.answer(status))?;
+        }
+        Ok(())
     }
 }
 
-fn execute<'m>(request: Request<'m>, parts: &[Part<'m>], disk: &mut Disk) -> Vec<Status> {
-    if parts.len() == 1 {
-        return vec![disk.execute(request)];
-    }
-    let mut again = request.duplicate();
-    match disk.execute(request) {
-        Status::Ok => vec![Status::Ok; parts.len()],
-        failed => parts
-            .iter()
-            .map(|part| {
-                again.as_mut().and_then(|rest| rest.split_front(part.bytes)).map_or(failed, |one| disk.execute(one))
-            })
-            .collect(),
+impl Part<'_> {
+    /// Writes the status.
+    fn answer(self, status: Status) -> Answered {
+        let data = if status == Status::Ok { self.writable_bytes } else { 0 };
+        let written = self.status.write_obj(status.byte(), 0).ok().map(|()| data.saturating_add(1));
+        Answered { head: self.head, written }
     }
 }
 

@@ -136,9 +136,7 @@ impl Ring {
     }
 
     fn finish(&mut self, memory: &Memory, disk: &mut Disk, left: &mut Left, run: Run<'_>) -> Result<(), RingError> {
-        for answered in run.execute(disk) {
-            self.put(memory, answered)?;
-        }
+        run.execute(disk, |answered| self.put(memory, answered))?;
         left.bytes = left.bytes.saturating_sub(disk.take_work_bytes());
         Ok(())
     }
