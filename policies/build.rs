@@ -19,12 +19,13 @@ const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const BPF_RET_K: u16 = 0x06;
 
 const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
-/// The processes' names in file names, and in `Process`.
-const PROCESSES: [(&str, &str); 5] = [
+/// The names of the files, and of their processes in `Process`. A process that works in one of two ways has a file for each.
+const PROCESSES: [(&str, &str); 6] = [
     ("loader", "Loader"),
     ("vmm", "Vmm"),
     ("serial", "Serial"),
     ("virtio-blk", "VirtioBlk"),
+    ("virtio-blk-uring", "VirtioBlk"),
     ("inspector", "Inspector"),
 ];
 

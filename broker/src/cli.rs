@@ -130,8 +130,8 @@ pub(crate) struct MachineArgs {
     /// The initial RAM disk.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// A raw disk image; read-only unless :ephemeral (writes vanish) or :rw follows. Repeat it for more disks.
-    #[arg(short, long = "disk", value_name = "FILE[:ro|:ephemeral|:rw]")]
+    /// A raw disk image; read-only unless :ephemeral (writes vanish) or :rw follows; :io-uring has many requests in flight. Repeat it for more disks.
+    #[arg(short, long = "disk", value_name = "FILE[:ro|:ephemeral|:rw][:io-uring]")]
     pub(crate) disk: Vec<String>,
     /// The number of virtual CPUs, 1 to 32.
     #[arg(short = 'c', long = "vcpus", visible_alias = "cpus", value_name = "N")]
@@ -244,6 +244,9 @@ pub(crate) struct BlockArgs {
     /// How the disk is written to.
     #[arg(long, value_enum, default_value = "read-only")]
     pub(crate) mode: Mode,
+    /// How its bytes are moved.
+    #[arg(long, value_enum, default_value = "sync")]
+    pub(crate) engine: Engine,
     /// The serial number that the guest sees, up to 20 printable characters.
     #[arg(long, default_value = "disk0")]
     pub(crate) id: String,
@@ -274,6 +277,24 @@ impl From<Mode> for wire::message::DiskMode {
             Mode::ReadOnly => Self::ReadOnly,
             Mode::Ephemeral => Self::Ephemeral,
             Mode::ReadWrite => Self::ReadWrite,
+        }
+    }
+}
+
+/// How a disk's bytes are moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    /// One request after the other.
+    Sync,
+    /// Many at once, by a restricted io_uring.
+    IoUring,
+}
+
+impl From<Engine> for wire::message::DiskEngine {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Sync => Self::Sync,
+            Engine::IoUring => Self::IoUring,
         }
     }
 }

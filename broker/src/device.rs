@@ -2,8 +2,8 @@
 //!
 //! The front end is trusted with the disk, as it is its user; the process is not trusted with more than the disk.
 
-use crate::cli::{BlockArgs, Cli, Device, DeviceArgs};
-use crate::config::{RunLimits, open_disk};
+use crate::cli::{BlockArgs, Cli, Device, DeviceArgs, Engine};
+use crate::config::{EPHEMERAL_URING, RunLimits, open_disk};
 use crate::cores;
 use crate::ends::{End, Reason};
 use crate::files::lock_image;
@@ -22,6 +22,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
+use wire::message::DiskMode;
 use wire::{DiskId, MemoryBytes};
 
 /// `broker device`.
@@ -46,6 +47,9 @@ fn serve(cli: &Cli, args: &BlockArgs, started: Instant) -> Result<Supervisor, En
     let mode = args.mode.into();
     let (opened, capacity) =
         open_disk(&args.disk, mode).map_err(|(what, right)| config(format!("--disk: {what}; {right}")))?;
+    if mode == DiskMode::Ephemeral && args.engine == Engine::IoUring {
+        return Err(config(format!("--engine: {}; {}", EPHEMERAL_URING.0, EPHEMERAL_URING.1)));
+    }
     let id = DiskId::try_from(args.id.clone()).map_err(|error| config(format!("--id: {error}")))?;
     let host = |what: &str, error: io::Error| End::new(Reason::HostError, format!("{what}: {error}"));
     lock_image(&opened.file, mode).map_err(|error| LaunchError::Disk(args.disk.clone(), error).into_end())?;
@@ -59,14 +63,17 @@ fn serve(cli: &Cli, args: &BlockArgs, started: Instant) -> Result<Supervisor, En
     drop(socket);
     let limits = RunLimits::default();
     let mut spawner = Spawner::new(cli.bin_dir.as_deref(), Timings::default());
-    let confinement = launch::confine(&mut spawner, &limits, memory.get(), 1).map_err(LaunchError::into_end)?;
+    let confinement = launch::confine(&mut spawner, &limits, memory.get(), launch::disk_tasks(args.engine.into()))
+        .map_err(LaunchError::into_end)?;
     let cores = cores::Shared::take();
     let failed = |error| LaunchError::Start(error).into_end();
-    let mut block = spawner.begin(Role::Block(0), launch::block_limits(mode, capacity, memory)).map_err(failed)?;
+    let limits_of_disk = launch::block_limits(mode, args.engine.into(), capacity, memory);
+    let mut block = spawner.begin(Role::Block(0), limits_of_disk).map_err(failed)?;
     let disk = BlockDisk {
         path: &args.disk,
         file: &opened.file,
         mode,
+        engine: args.engine.into(),
         capacity,
         id: &id,
         socket: OwnedFd::from(front_end),

@@ -24,7 +24,9 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use wire::clock::now_ns;
-use wire::message::{ConsoleOutput, DiskMode, StartBlock, StartLoader, StartSerial, StartVmm};
+use wire::message::{
+    ConsoleOutput, DiskEngine, DiskMode, StartBlock, StartLoader, StartSerial, StartVmm, URING_WORKERS,
+};
 use wire::{Channel, ChannelError, DiskId, MemoryBytes, SectorCount};
 
 /// The stack of a vCPU's thread, which counts as the vmm's data.
@@ -167,7 +169,8 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
         files::lock_image(&disk.file, disk.mode).map_err(|error| LaunchError::Disk(disk.path.clone(), error))?;
     }
     // The loader, serial, the vmm with its control thread.
-    let tasks = u64::from(plan.vcpus.get()).saturating_add(plan.disks.len() as u64).saturating_add(3);
+    let tasks = plan.disks.iter().map(|disk| disk_tasks(disk.engine)).fold(3, u64::saturating_add);
+    let tasks = tasks.saturating_add(plan.vcpus.get().into());
     // Huge pages are counted by a controller of their own (hugetlb).
     let guest_bytes = if plan.huge_pages.is_some() { 0 } else { plan.memory.get() };
     let confinement = confine(spawner, &plan.limits, guest_bytes, tasks)?;
@@ -198,6 +201,7 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
             path: &disk.path,
             file: &disk.file,
             mode: disk.mode,
+            engine: disk.engine,
             capacity: disk.capacity,
             id: &disk.id,
             socket: device,
@@ -268,7 +272,7 @@ impl Children {
         let loader = spawner.begin(Role::Loader, limits(Process::Loader, Some(0), data(0)))?;
         let serial = spawner.begin(Role::Serial, limits(Process::Serial, console.file_size_bytes, data(0)))?;
         let blocks = (0u8..).zip(&plan.disks).map(|(number, disk)| {
-            let limits = block_limits(disk.mode, disk.capacity, plan.memory);
+            let limits = block_limits(disk.mode, disk.engine, disk.capacity, plan.memory);
             let data_bytes = data(disk.capacity.bytes() / OVERLAY_MAP_SHARE);
             spawner.begin(Role::Block(number), Limits { data_bytes, ..limits })
         });
@@ -322,6 +326,14 @@ fn tell_serial(
     child.tell(&start, &fds)
 }
 
+/// The tasks of a disk's process, and of the kernel for it.
+pub(crate) fn disk_tasks(engine: DiskEngine) -> u64 {
+    match engine {
+        DiskEngine::Sync => 1,
+        DiskEngine::IoUring => URING_WORKERS.into_iter().map(u64::from).fold(1, u64::saturating_add),
+    }
+}
+
 /// What the process of a disk is told.
 #[derive(Debug)]
 pub(crate) struct BlockDisk<'a> {
@@ -331,6 +343,8 @@ pub(crate) struct BlockDisk<'a> {
     pub(crate) file: &'a File,
     /// How it is written to.
     pub(crate) mode: DiskMode,
+    /// How its bytes are moved.
+    pub(crate) engine: DiskEngine,
     /// Its size.
     pub(crate) capacity: SectorCount,
     /// The serial number.
@@ -342,14 +356,16 @@ pub(crate) struct BlockDisk<'a> {
 }
 
 /// The limits of the process of a disk that will map `memory` at most.
-pub(crate) fn block_limits(mode: DiskMode, capacity: SectorCount, memory: MemoryBytes) -> Limits {
+pub(crate) fn block_limits(mode: DiskMode, engine: DiskEngine, capacity: SectorCount, memory: MemoryBytes) -> Limits {
     /// The overlay is written in whole clusters.
     const CLUSTER_BYTES: u64 = 4096;
     let file_size_bytes = match mode {
         DiskMode::ReadOnly => 0,
         DiskMode::Ephemeral | DiskMode::ReadWrite => capacity.bytes().next_multiple_of(CLUSTER_BYTES),
     };
-    Limits::for_process(Process::VirtioBlk, memory, Some(file_size_bytes))
+    // The rings take 40 KiB; those of all disks of an ordinary user are counted together.
+    let locked_bytes = if engine == DiskEngine::IoUring { 8 << 20 } else { 0 };
+    Limits { locked_bytes, ..Limits::for_process(Process::VirtioBlk, memory, Some(file_size_bytes)) }
 }
 
 impl BlockDisk<'_> {
@@ -369,6 +385,7 @@ impl BlockDisk<'_> {
         let start = StartBlock {
             audit,
             mode: self.mode,
+            engine: self.engine,
             capacity: self.capacity,
             id: self.id.clone(),
             write_limit_bytes: counter.map(|(_, bytes)| bytes),
@@ -376,7 +393,23 @@ impl BlockDisk<'_> {
         let mut fds = vec![self.socket.as_fd(), self.file.as_fd()];
         fds.extend(overlay.as_ref().map(AsFd::as_fd));
         fds.extend(counter.map(|(fd, _)| fd));
+        let again = match self.engine {
+            DiskEngine::Sync => None,
+            DiskEngine::IoUring => Some(self.open_again()?),
+        };
+        fds.extend(again.as_ref().map(AsFd::as_fd));
+        if self.engine == DiskEngine::IoUring {
+            child.given.allow_uring();
+        }
         Ok(child.tell(&start, &fds)?)
+    }
+
+    /// The image for a ring, without its lock: the kernel lets go of a ring's files a while after its process is gone, and
+    /// the lock must go with the process.
+    fn open_again(&self) -> Result<OwnedFd, LaunchError> {
+        let access = if self.mode == DiskMode::ReadWrite { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        files::reopen(self.file, access)
+            .map_err(|errno| LaunchError::Disk(self.path.to_owned(), FileError::Open(errno)))
     }
 }
 

@@ -3,11 +3,12 @@
 //! Nothing changes but the bytes of writable descriptors that can be reached from the head, the used ring, and the disk
 //! if it is writable. Chains that overwrite their own descriptors are done too; there only memory safety is watched.
 
-use crate::disk::Image;
+use crate::disk::{Image, LazyKernel};
 use crate::seeds::Seed;
 use arbitrary::{Result, Unstructured};
 use device_procs::block::{Disk, Memory, Ring, Store};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use wire::message::DiskMode;
 use wire::{DiskId, SectorCount};
@@ -36,7 +37,8 @@ pub fn run(bytes: &[u8]) {
 fn play(input: &mut Unstructured<'_>) -> Result<()> {
     let mode = [DiskMode::ReadWrite, DiskMode::Ephemeral, DiskMode::ReadOnly][input.choose_index(3)?];
     let size = 1_u16 << input.int_in_range(0..=5_u8)?;
-    let event_idx = input.arbitrary::<u8>()? & 1 != 0;
+    let flags = input.arbitrary::<u8>()?;
+    let event_idx = flags & 1 != 0;
     let content: Vec<u8> = (0..SECTORS * 512).map(|n| (n / 5) as u8).collect();
     let image = Image::new(&content);
     let overlay = Image::new(&content);
@@ -45,9 +47,10 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
     let capacity = SectorCount::try_from(SECTORS).expect("a size");
     let mut disk = Disk::new(mode, capacity, id, Box::new(image.clone()), overlay).expect("a disk");
     let memory =
-        Memory::from_ranges(&[(GuestAddress(0), SEAM as usize), (GuestAddress(SEAM), (MEMORY_END - SEAM) as usize)])
-            .expect("guest memory");
-    let mut ring = start(&memory, &mut disk, size, event_idx);
+        Memory::from_ranges(&[(GuestAddress(0), SEAM as usize), (GuestAddress(SEAM), (MEMORY_END - SEAM) as usize)]);
+    let memory = Arc::new(memory.expect("guest memory"));
+    let kernel = || (flags & 2 != 0).then(|| LazyKernel::new(&image));
+    let mut ring = start(&memory, &mut disk, size, event_idx, kernel());
     let mut available = 0_u16;
     while !input.is_empty() {
         match input.int_in_range(0..=3_u8)? {
@@ -77,11 +80,12 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
             _ => {
                 let (head, jump) = (input.arbitrary::<u8>()?, input.arbitrary::<u8>()?);
                 // A ring that is broken is started anew, as a driver resets it.
-                if !ring.is_pending() && ring.kick().is_none() {
+                if !ring.is_active() {
                     ring.stop();
                     put(&memory, AVAILABLE, &[0; 4]);
                     put(&memory, USED, &[0; 4]);
-                    ring = start(&memory, &mut disk, size, event_idx);
+                    ring.drain(&mut disk);
+                    ring = start(&memory, &mut disk, size, event_idx, kernel());
                     available = 0;
                 }
                 put(&memory, AVAILABLE + 4 + 2 * u64::from(available % size), &[head % 64, 0]);
@@ -98,8 +102,11 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
 }
 
 /// A ring that has nothing to do yet.
-fn start(memory: &Memory, disk: &mut Disk, size: u16, event_idx: bool) -> Ring {
+fn start(memory: &Arc<Memory>, disk: &mut Disk, size: u16, event_idx: bool, kernel: Option<LazyKernel>) -> Ring {
     let mut ring = Ring::new().expect("a ring");
+    if let Some(kernel) = kernel {
+        ring.set_kernel(Box::new(kernel));
+    }
     ring.set_size(size.into()).expect("a size");
     let addresses = [DESCRIPTORS, AVAILABLE, USED].map(GuestAddress);
     ring.set_addresses(addresses[0], addresses[1], addresses[2]).expect("addresses");
@@ -131,11 +138,12 @@ fn snapshot(memory: &Memory) -> Vec<u8> {
     bytes
 }
 
-fn submit(ring: &mut Ring, disk: &mut Disk, memory: &Memory, size: u16, head: u8) {
+fn submit(ring: &mut Ring, disk: &mut Disk, memory: &Arc<Memory>, size: u16, head: u8) {
     let before = snapshot(memory);
     let reach = Reach::from(&before, size, head.into());
     let pending = ring.is_pending();
     drop(ring.process(memory, disk));
+    ring.drain(disk);
     let after = snapshot(memory);
     // A second chain, which was left behind by an earlier batch, is not in the reach of this head.
     if reach.overlaps || pending {
@@ -196,6 +204,7 @@ impl Reach {
 #[must_use]
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let disk = |mode| Seed::new().u8(mode).u8(4).u8(0);
+    let in_flight = |mode| Seed::new().u8(mode).u8(4).u8(2);
     let desc = |seed: Seed, index: u8, address: u16, bytes: u16, flags: u8, next: u8| {
         seed.u8(0).u8(index).u16(address).u16(bytes).u8(flags).u8(next)
     };
@@ -211,6 +220,8 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("write", go(chain(header(disk(0), 1, 2), 0, 0))),
         ("write_ephemeral", go(chain(header(disk(1), 1, 2), 0, 0))),
         ("write_read_only", go(chain(header(disk(2), 1, 2), 0, 0))),
+        ("read_in_flight", go(chain(header(in_flight(0), 0, 1), 0, 2))),
+        ("write_in_flight", go(chain(header(in_flight(0), 1, 2), 0, 0))),
         ("indirect", go(desc(chain(header(disk(0), 0, 1), 0x40, 2), 0, 0x1000, 3, 4, 0))),
         ("loop", go(desc(chain(header(disk(0), 0, 1), 0, 2), 1, 0x3f00, 32, 3, 1))),
         ("jump", chain(header(disk(0), 0, 1), 0, 2).u8(3).u8(0).u8(0xff).u8(3).u8(0).u8(0).done()),

@@ -4,11 +4,12 @@
 //! Every answer is the model's. What was flushed is durable; what was completed is in the file when the process is gone; a
 //! request that was under way may have been done in part. The image of an ephemeral or read-only disk is only read.
 
-use crate::disk::Image;
+use crate::disk::{Image, LazyKernel};
 use crate::seeds::Seed;
 use arbitrary::{Result, Unstructured};
 use device_procs::block::{Disk, Memory, Progress, QUEUE_SIZE, Ring, Store};
 use std::ops::Range;
+use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use wire::message::DiskMode;
 use wire::{DiskId, SectorCount};
@@ -123,7 +124,7 @@ fn id() -> Vec<u8> {
 }
 
 struct Bench {
-    memory: Memory,
+    memory: Arc<Memory>,
     ring: Ring,
     disk: Disk,
     image: Image,
@@ -150,6 +151,9 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
     // Half of the runs have no end before their last request.
     image.state().left = (dies_at >= 128).then(|| usize::from(dies_at - 127));
     let mut bench = Bench::new(mode, &image, write_through);
+    if flags & 8 != 0 {
+        bench.ring.set_kernel(Box::new(LazyKernel::new(&image)));
+    }
     let mut model = Model { mode, no_allocate, content: original.clone(), versions: vec![original.clone()] };
     while !input.is_empty() {
         let request = Request::read(input)?;
@@ -180,7 +184,7 @@ impl Bench {
         let capacity = SectorCount::try_from(SECTORS).expect("a size");
         let mut disk = Disk::new(mode, capacity, id, Box::new(image.clone()), overlay).expect("a disk");
         disk.set_write_through(write_through);
-        let memory = memory.expect("guest memory");
+        let memory = Arc::new(memory.expect("guest memory"));
         let mut ring = Ring::new().expect("a ring");
         ring.set_size(QUEUE_SIZE.into()).expect("a size");
         let addresses = [DESCRIPTORS, AVAILABLE, USED].map(GuestAddress);
@@ -222,6 +226,7 @@ impl Bench {
         self.link(&chain, piece & 8 != 0);
         let progress = self.ring.process(&self.memory, &mut self.disk).expect("a chain that is right");
         assert_eq!(progress, Progress::Idle);
+        self.ring.drain(&mut self.disk);
         let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).expect("guest memory");
         assert_eq!(used, self.index, "the request was not completed");
         let mut answer = vec![0; into + 1];
@@ -302,6 +307,10 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("read_write", all(disk(0, 0, 0)).done()),
         ("read_write_short_without_fallocate", all(disk(0, 3, 0)).done()),
         ("write_through", all(disk(0, 4, 0)).done()),
+        ("in_flight", all(disk(0, 8, 0)).done()),
+        ("in_flight_short_write_through", all(disk(0, 14, 0)).done()),
+        ("in_flight_read_only", all(disk(2, 8, 0)).done()),
+        ("in_flight_dies", all(disk(0, 10, 131)).done()),
         ("ephemeral", all(disk(1, 0, 0)).done()),
         ("read_only", all(disk(2, 0, 0)).done()),
         ("beyond_the_disk", request(request(disk(0, 0, 0), 2, 40, 20), 2, 255, 8).done()),

@@ -1,6 +1,6 @@
 //! A disk image in memory that counts what is done to it, keeps apart what was made durable, and dies when it is told to.
 
-use device_procs::block::{Buffers, Store};
+use device_procs::block::{Action, Buffers, Completion, Kernel, Operation, Store};
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -93,5 +93,55 @@ impl Store for Image {
         assert!(flags.intersects(zeroes) && flags.contains(FallocateFlags::FALLOC_FL_KEEP_SIZE), "{flags:?}");
         state.content[start..start + len].fill(0);
         Ok(())
+    }
+}
+
+/// What stands for an io_uring over an image: it does what it was handed over the last one first, and is interrupted before
+/// every third.
+#[derive(Debug)]
+pub struct LazyKernel {
+    image: Image,
+    queued: Vec<(u16, Operation)>,
+    done: Vec<Completion>,
+    count: usize,
+}
+
+impl LazyKernel {
+    /// One with nothing to do.
+    #[must_use]
+    pub fn new(image: &Image) -> Self {
+        Self { image: image.clone(), queued: Vec::new(), done: Vec::new(), count: 0 }
+    }
+}
+
+impl Kernel for LazyKernel {
+    fn push(&mut self, tag: u16, operation: Operation) {
+        let is_there = |(other, _): &(u16, Operation)| *other == tag;
+        assert!(!self.queued.iter().any(is_there), "a tag is in flight twice");
+        self.queued.push((tag, operation));
+    }
+
+    fn enter(&mut self, wait: bool) -> Result<(), Errno> {
+        assert!(!wait || !self.queued.is_empty() || !self.done.is_empty(), "nothing is waited for");
+        while let Some((tag, operation)) = self.queued.pop() {
+            self.count += 1;
+            let (buffers, offset) = (operation.held.buffers(), operation.offset);
+            let result = match operation.action {
+                _ if self.count.is_multiple_of(3) => Err(Errno::EINTR),
+                Action::Read => self.image.read_at(buffers, offset),
+                Action::Write => self.image.write_at(buffers, offset),
+                Action::Sync => self.image.sync_data().map(|()| 0),
+            };
+            self.done.push(Completion { tag, result, operation });
+        }
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Completion> {
+        self.done.pop()
+    }
+
+    fn is_behind(&self) -> bool {
+        !self.queued.is_empty()
     }
 }

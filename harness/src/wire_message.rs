@@ -173,6 +173,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 &StartBlock {
                     audit: false,
                     mode: wire::message::DiskMode::Ephemeral,
+                    engine: wire::message::DiskEngine::Sync,
                     capacity: 8.try_into().expect("a size"),
                     id: "disk0".to_owned().try_into().expect("an id"),
                     write_limit_bytes: None,

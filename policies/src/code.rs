@@ -15,6 +15,7 @@ pub fn give_back() {
 }
 
 /// Called for the program, which is static and so the only object.
+// SAFETY: only dl_iterate_phdr calls it, with an object that is valid for the time of the call.
 unsafe extern "C" fn segments(object: *mut libc::dl_phdr_info, _bytes: usize, _data: *mut c_void) -> c_int {
     // SAFETY: the C library passes a valid object, for the time of the call.
     let object = unsafe { &*object };

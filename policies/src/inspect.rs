@@ -139,16 +139,25 @@ impl Identity {
 
 /// The open files that a process was given.
 #[derive(Debug, Clone, Default)]
-pub struct Given(HashSet<Identity>);
+pub struct Given {
+    files: HashSet<Identity>,
+    /// Whether it was told to make an io_uring.
+    uring: bool,
+}
 
 impl Given {
+    /// Lets the process have made an io_uring, as it was told to.
+    pub fn allow_uring(&mut self) {
+        self.uring = true;
+    }
+
     /// Adds a descriptor of the broker that was, or is about to be, passed on.
     ///
     /// # Errors
     /// When it is not open.
     pub fn add(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
         let target = || Ok(readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str())?);
-        self.0.insert(Identity::of(&fstat(fd)?, target)?);
+        self.files.insert(Identity::of(&fstat(fd)?, target)?);
         Ok(())
     }
 
@@ -166,8 +175,9 @@ impl Given {
 }
 
 /// Whether a process may have made this descriptor itself, as /proc shows it.
-fn may_make(process: Process, target: &str) -> bool {
+fn may_make(process: Process, uring: bool, target: &str) -> bool {
     match target {
+        "anon_inode:[io_uring]" => uring,
         // `--audit`: its own filter's listener, until it is sent off.
         "anon_inode:seccomp notify" => true,
         "anon_inode:[eventpoll]" => process != Process::Loader,
@@ -313,11 +323,11 @@ impl Look {
             let target = || folder.link(&fd).map_err(|(_, error)| error);
             let failed = |source| JailViolation::Unreadable { process: self.name, path: folder.path(&fd), source };
             let identity = Identity::of(&stat, target).map_err(failed)?;
-            if given.0.contains(&identity) {
+            if given.files.contains(&identity) {
                 continue;
             }
             let target = link(&fd)?.to_string_lossy().into_owned();
-            if identity.target.is_none() || !may_make(self.process, &target) {
+            if identity.target.is_none() || !may_make(self.process, given.uring, &target) {
                 return Err(JailViolation::Descriptor { process: self.name, fd, target });
             }
         }

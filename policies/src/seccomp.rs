@@ -16,8 +16,10 @@ pub enum Filter {
     VmmVcpu,
     /// Serial's only thread.
     Serial,
-    /// The only thread of a virtio-blk process.
+    /// The only thread of a virtio-blk process that makes a system call for each request.
     VirtioBlk,
+    /// The only thread of a virtio-blk process that has an io_uring.
+    VirtioBlkUring,
     /// The only thread of an inspector.
     Inspector,
 }
@@ -59,6 +61,8 @@ impl Filter {
             (Self::Serial, true) => SERIAL_MAIN_AUDIT,
             (Self::VirtioBlk, false) => VIRTIO_BLK_MAIN_KILL,
             (Self::VirtioBlk, true) => VIRTIO_BLK_MAIN_AUDIT,
+            (Self::VirtioBlkUring, false) => VIRTIO_BLK_URING_URING_KILL,
+            (Self::VirtioBlkUring, true) => VIRTIO_BLK_URING_URING_AUDIT,
             (Self::Inspector, false) => INSPECTOR_MAIN_KILL,
             (Self::Inspector, true) => INSPECTOR_MAIN_AUDIT,
         }
@@ -98,8 +102,15 @@ mod tests {
     const ALLOW: u32 = 0x7fff_0000;
     const RET_K: u16 = 0x06;
 
-    const ALL: [Filter; 6] =
-        [Filter::Loader, Filter::VmmControl, Filter::VmmVcpu, Filter::Serial, Filter::VirtioBlk, Filter::Inspector];
+    const ALL: [Filter; 7] = [
+        Filter::Loader,
+        Filter::VmmControl,
+        Filter::VmmVcpu,
+        Filter::Serial,
+        Filter::VirtioBlk,
+        Filter::VirtioBlkUring,
+        Filter::Inspector,
+    ];
 
     fn actions(filter: Filter, audit: bool) -> Vec<u32> {
         let mut actions: Vec<_> = filter.instructions(audit).iter().filter(|i| i.code == RET_K).map(|i| i.k).collect();

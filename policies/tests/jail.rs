@@ -16,7 +16,7 @@ use policies::spawn::{Child, EmptyNet, Ids, Limits, SpawnError, SpawnRequest, St
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
-use wire::message::{DiskMode, FromBlock, StartBlock};
+use wire::message::{DiskEngine, DiskMode, FromBlock, StartBlock};
 use wire::{Channel, DiskId, MemoryBytes, SectorCount};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -63,6 +63,7 @@ fn start_in(net: Option<&EmptyNet>, what: &str, audit: bool, binary: &File) -> R
     let start = StartBlock {
         audit,
         mode: DiskMode::ReadOnly,
+        engine: DiskEngine::Sync,
         capacity: SectorCount::try_from(1).unwrap(),
         id: DiskId::try_from(what.to_owned()).unwrap(),
         write_limit_bytes: None,

@@ -132,9 +132,16 @@ fn every_process_holds_the_descriptors_of_its_row_and_no_other() {
             ("memfd:recording", 1),
         ]),
         // The guest drives this one: control and vmm; log; kick, call and error.
-        row(&[("socket", 2), ("pipe", 1), ("anon_inode:[eventfd]", 3), ("memfd:guest-memory", 1), ("first.img", 1)]),
+        row(&[
+            ("socket", 2),
+            ("pipe", 1),
+            ("anon_inode:[eventpoll]", 1),
+            ("anon_inode:[eventfd]", 3),
+            ("memfd:guest-memory", 1),
+            ("first.img", 1),
+        ]),
         // And not this one, which has got nothing of the guest yet.
-        row(&[("socket", 2), ("pipe", 1), ("second.img", 1), ("unnamed file", 1)]),
+        row(&[("socket", 2), ("pipe", 1), ("anon_inode:[eventpoll]", 1), ("second.img", 1), ("unnamed file", 1)]),
         // Control, serial and two disks; log; no /dev/kvm, no file.
         row(&[
             ("socket", 4),
@@ -149,6 +156,21 @@ fn every_process_holds_the_descriptors_of_its_row_and_no_other() {
         row(&[("socket", 1), ("pipe", 1), ("memfd:recording", 1)]),
     ];
     assert_eq!(holds, rows);
+}
+
+#[test]
+fn disk_with_an_io_uring_has_one_and_no_other_disk_has() {
+    let machine = Machine::new("test=blk-read,ready end=sleep");
+    let first = disk::image(machine.folder(), "first.img", 64);
+    let second = disk::image(machine.folder(), "second.img", 64);
+    let running = machine.disk(&first, "ro:io-uring").disk(&second, "ro").start();
+    running.await_text("PASS ready\n");
+    let holds: Vec<_> = outside::jailed(running.pid()).iter().map(Seen::holds).collect();
+    end(running);
+    let rings = |holds: &BTreeMap<String, usize>| holds.get("anon_inode:[io_uring]").copied().unwrap_or(0);
+    let (with, without): (Vec<_>, Vec<_>) = holds.iter().partition(|holds| rings(holds) > 0);
+    assert_eq!((with.len(), rings(with[0]), with[0].get("first.img")), (1, 1, Some(&1)), "{holds:?}");
+    assert!(without.iter().any(|holds| holds.contains_key("second.img")), "{holds:?}");
 }
 
 #[test]

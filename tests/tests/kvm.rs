@@ -111,17 +111,29 @@ const SECTORS: u64 = 4096;
 
 #[test]
 fn read_only_disk_reads_and_refuses_writes() {
+    reads_and_refuses_writes("ro");
+}
+
+#[test]
+fn read_only_disk_with_an_io_uring_reads_and_refuses_writes() {
+    reads_and_refuses_writes("ro:io-uring");
+}
+
+fn reads_and_refuses_writes(mode: &str) {
     let machine = Machine::new("test=blk-identity,blk-read,blk-readonly,blk-id ro=1 sectors=4096");
     let image = disk::image(machine.folder(), "disk.img", SECTORS);
     let before = std::fs::read(&image).unwrap();
-    let running = machine.disk(&image, "ro").start();
+    let running = machine.disk(&image, mode).start();
     running.await_text("blk-id\n");
     assert!(std::fs::read(&image).unwrap() == before, "a read-only image was written to");
     let ended = running.wait();
     ended.passed(&["blk-identity", "blk-read", "blk-readonly", "blk-id"]).expect(0, "guest-poweroff");
 }
 
-/// Runs scenarios on a read-write disk; returns the image after the end.
+/// A read-write disk, with each of the engines.
+const ENGINES: [&str; 2] = ["rw", "rw:io-uring"];
+
+/// Runs scenarios on a disk; returns the image after the end.
 fn on_disk(scenarios: &[&str], mode: &str) -> Vec<u8> {
     let machine = Machine::new(&format!("test={} sectors={SECTORS}", scenarios.join(",")));
     let folder = tempfile::tempdir().unwrap();
@@ -138,18 +150,22 @@ fn changed(image: &[u8]) -> Vec<u64> {
 
 #[test]
 fn write_and_flush_reach_the_image_and_nothing_else() {
-    let image = on_disk(&["blk-identity", "blk-write"], "rw");
-    assert_eq!(changed(&image), [8, 9, 10]);
-    let written: Vec<u8> = (0..192_u64).flat_map(|n| (0xb111_c4ea_d000_0000 + n).to_le_bytes()).collect();
-    assert!(image[8 * 512..11 * 512] == written);
+    for engine in ENGINES {
+        let image = on_disk(&["blk-identity", "blk-write"], engine);
+        assert_eq!(changed(&image), [8, 9, 10]);
+        let written: Vec<u8> = (0..192_u64).flat_map(|n| (0xb111_c4ea_d000_0000 + n).to_le_bytes()).collect();
+        assert!(image[8 * 512..11 * 512] == written);
+    }
 }
 
 #[test]
 fn discard_and_write_zeroes_change_their_range_only() {
-    let image = on_disk(&["blk-discard"], "rw");
-    assert!(image[32 * 512..40 * 512].iter().all(|&byte| byte == 0));
-    let allowed = |sector: &u64| (16..24).contains(sector) || (32..40).contains(sector);
-    assert!(changed(&image).iter().all(allowed), "{:?}", changed(&image));
+    for engine in ENGINES {
+        let image = on_disk(&["blk-discard"], engine);
+        assert!(image[32 * 512..40 * 512].iter().all(|&byte| byte == 0));
+        let allowed = |sector: &u64| (16..24).contains(sector) || (32..40).contains(sector);
+        assert!(changed(&image).iter().all(allowed), "{:?}", changed(&image));
+    }
 }
 
 #[test]
@@ -160,14 +176,18 @@ fn ephemeral_disk_reads_back_its_writes_and_leaves_the_image_alone() {
 
 #[test]
 fn requests_out_of_range_get_an_error_status() {
-    let image = on_disk(&["blk-range"], "rw");
-    assert!(changed(&image).is_empty());
+    for engine in ENGINES {
+        let image = on_disk(&["blk-range"], engine);
+        assert!(changed(&image).is_empty());
+    }
 }
 
 #[test]
 fn many_requests_in_flight_and_indirect_ones_come_back_once() {
-    let image = on_disk(&["blk-many", "blk-indirect"], "rw");
-    assert!(changed(&image).is_empty());
+    for engine in ENGINES {
+        let image = on_disk(&["blk-many", "blk-indirect"], engine);
+        assert!(changed(&image).is_empty());
+    }
 }
 
 #[test]
@@ -194,8 +214,10 @@ fn driver_of_the_benchmarks_keeps_two_disks_busy() {
 
 #[test]
 fn malformed_requests_get_an_error_status_or_stop_the_device_until_its_reset() {
-    let image = on_disk(&["blk-malformed", "blk-read"], "rw");
-    assert!(changed(&image).is_empty());
+    for engine in ENGINES {
+        let image = on_disk(&["blk-malformed", "blk-read"], engine);
+        assert!(changed(&image).is_empty());
+    }
 }
 
 #[test]

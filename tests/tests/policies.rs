@@ -29,9 +29,13 @@ fn traced(machine: Machine, code: i32, reason: &str) -> Vec<Call> {
 }
 
 fn with_disk() -> Vec<Call> {
+    with_disk_of("ro")
+}
+
+fn with_disk_of(mode: &str) -> Vec<Call> {
     let machine = Machine::new("test=banner,blk-read");
     let image = disk::image(machine.folder(), "disk.img", 64);
-    traced(machine.disk(&image, "ro"), 0, "guest-poweroff")
+    traced(machine.disk(&image, mode), 0, "guest-poweroff")
 }
 
 /// The policies of this architecture, those of one thread changed.
@@ -46,7 +50,7 @@ fn changed(thread: &str, change: impl Fn(&mut Vec<Rule>)) -> Vec<ThreadPolicy> {
 
 #[test]
 fn traced_machine_does_nothing_that_its_policies_lack() {
-    let calls = with_disk();
+    let calls = [with_disk(), with_disk_of("ro:io-uring")].concat();
     let usage = Usage::new(policies(Arch::native()), &calls, Scope::Small);
     assert_eq!(usage.missing, []);
     // How far inspectors come that nobody waits for is a matter of time.

@@ -306,17 +306,33 @@ pub enum DiskMode {
     ReadWrite,
 }
 
+/// How a disk's process moves bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskEngine {
+    /// One request after the other, by system calls.
+    Sync,
+    /// Many at once, by an io_uring that can do nothing else. Not for [`DiskMode::Ephemeral`].
+    IoUring,
+}
+
+/// The most kernel threads that work for the io_uring of a disk: on what has an end, as all that a disk does, and on what may
+/// have none.
+pub const URING_WORKERS: [u32; 2] = [4, 1];
+
 /// The size of the memfd with the counter of disk writes, a number of 64 bits at its start: a page.
 pub const WRITE_COUNTER_BYTES: usize = 4096;
 
 /// broker → virtio-blk. Descriptors: the vhost-user socket (connected), the disk image, the overlay file if `mode` is
-/// [`DiskMode::Ephemeral`], and the counter of disk writes if `write_limit_bytes` is given.
+/// [`DiskMode::Ephemeral`], the counter of disk writes if `write_limit_bytes` is given, and the image once more, opened anew, if
+/// `engine` is [`DiskEngine::IoUring`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StartBlock {
     /// Report missing syscalls instead of killing.
     pub audit: bool,
     /// How the disk is written to.
     pub mode: DiskMode,
+    /// How it moves bytes.
+    pub engine: DiskEngine,
     /// The size of the image.
     pub capacity: SectorCount,
     /// The serial number.

@@ -11,7 +11,7 @@ use nix::sys::stat::{SFlag, stat};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use wire::message::{DiskMode, GicVersion};
+use wire::message::{DiskEngine, DiskMode, GicVersion};
 use wire::{CommandLine, CpuList, DiskCount, DiskId, MemoryBytes, SectorCount, VcpuCount};
 
 /// Guest memory unless the config says otherwise.
@@ -30,11 +30,19 @@ pub(crate) struct Input {
     pub(crate) file: File,
 }
 
+/// Why an ephemeral disk has no io_uring, and what would be right.
+pub(crate) const EPHEMERAL_URING: (&str, &str) = (
+    "is \"io-uring\" for an ephemeral disk, whose writes go to an overlay one after the other",
+    "use engine \"sync\", or another mode",
+);
+
 /// A disk.
 #[derive(Debug)]
 pub(crate) struct Disk {
     /// The image's name.
     pub(crate) path: PathBuf,
+    /// How its bytes are moved.
+    pub(crate) engine: DiskEngine,
     /// The image, writable only for [`DiskMode::ReadWrite`].
     pub(crate) file: File,
     /// How it is written to.
@@ -295,6 +303,12 @@ impl Checker {
                     continue;
                 }
             };
+            let engine = draft.engine.as_ref().map_or(DiskEngine::Sync, |engine| engine.value);
+            if let Some(engine) =
+                draft.engine.filter(|_| draft.mode == DiskMode::Ephemeral && engine == DiskEngine::IoUring)
+            {
+                self.problem(&engine.origin, EPHEMERAL_URING.0, EPHEMERAL_URING.1);
+            }
             let writes = draft.mode == DiskMode::ReadWrite;
             if self.inputs.contains(&opened.identity) && writes && !seen.contains_key(&opened.identity) {
                 let what = format!("{} is also an input of this machine", draft.path.value.display());
@@ -316,7 +330,7 @@ impl Checker {
             }
             self.inputs.push(opened.identity);
             if let Some(id) = id {
-                disks.push(Disk { path: draft.path.value, file: opened.file, mode: draft.mode, capacity, id });
+                disks.push(Disk { path: draft.path.value, file: opened.file, mode: draft.mode, engine, capacity, id });
             }
         }
         disks

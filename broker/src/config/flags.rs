@@ -5,7 +5,7 @@ use super::size::parse_size;
 use super::{Draft, DraftDisk, Given, Origin, Output, Problem};
 use crate::cli::MachineArgs;
 use std::path::PathBuf;
-use wire::message::DiskMode;
+use wire::message::{DiskEngine, DiskMode};
 
 /// Lets every flag that was given replace what `draft` says. Disks replace disks, all of them.
 pub(crate) fn override_with_flags(draft: &mut Draft, args: &MachineArgs) -> Vec<Problem> {
@@ -85,15 +85,19 @@ fn given<T>(flag: &str, value: T) -> Given<T> {
     Given { value, origin: Origin::flag(flag) }
 }
 
-/// `FILE[:MODE]`. What follows a colon and is no mode belongs to the file's name.
+/// `FILE[:MODE][:io-uring]`. What follows a colon and is neither belongs to the file's name.
 fn parse_disk(text: &str) -> DraftDisk {
+    let (text, engine) = match text.strip_suffix(":io-uring") {
+        Some(rest) => (rest, Some(given("--disk", DiskEngine::IoUring))),
+        None => (text, None),
+    };
     let (path, mode) = match text.rsplit_once(':') {
         Some((path, "ro" | "read-only")) => (path, DiskMode::ReadOnly),
         Some((path, "ephemeral")) => (path, DiskMode::Ephemeral),
         Some((path, "rw" | "read-write")) => (path, DiskMode::ReadWrite),
         _ => (text, DiskMode::ReadOnly),
     };
-    DraftDisk { path: given("--disk", PathBuf::from(path)), mode, id: None }
+    DraftDisk { path: given("--disk", PathBuf::from(path)), mode, engine, id: None }
 }
 
 fn parse_output(text: &str) -> Option<Output> {
@@ -118,6 +122,9 @@ mod tests {
         assert_eq!(read("a.ext4"), ("a.ext4".to_owned(), DiskMode::ReadOnly));
         assert_eq!(read("a:ephemeral"), ("a".to_owned(), DiskMode::Ephemeral));
         assert_eq!(read("a:x"), ("a:x".to_owned(), DiskMode::ReadOnly));
+        assert_eq!(read("a:rw:io-uring"), ("a".to_owned(), DiskMode::ReadWrite));
+        let engine = |text| parse_disk(text).engine.map(|engine| engine.value);
+        assert_eq!((engine("a:io-uring"), engine("a:rw")), (Some(DiskEngine::IoUring), None));
     }
 
     #[test]

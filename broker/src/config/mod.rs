@@ -14,7 +14,7 @@ mod parse;
 pub(crate) mod rehearsal;
 mod size;
 
-pub(crate) use check::{Console, Plan, check};
+pub(crate) use check::{Console, EPHEMERAL_URING, Plan, check};
 pub(crate) use duration::show_duration;
 pub(crate) use flags::override_with_flags;
 pub(crate) use hardware::Host;
@@ -26,7 +26,7 @@ pub(crate) use size::{parse_size, show_size};
 use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
-use wire::message::{DiskMode, GicVersion};
+use wire::message::{DiskEngine, DiskMode, GicVersion};
 
 /// Where a value was said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +146,8 @@ pub(crate) struct DraftDisk {
     pub(crate) path: Given<PathBuf>,
     /// How it is written to.
     pub(crate) mode: DiskMode,
+    /// How its bytes are moved.
+    pub(crate) engine: Option<Given<DiskEngine>>,
     /// The serial number.
     pub(crate) id: Option<Given<String>>,
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-use wire::message::{DiskMode, GicVersion};
+use wire::message::{DiskEngine, DiskMode, GicVersion};
 
 /// The keys of the section [boot].
 const BOOT_KEYS: [&str; 6] = ["kernel", "initrd", "cmdline", "acpi", "preflight", "explain"];
@@ -251,8 +251,9 @@ impl Reader<'_> {
                 self.wrong_type(item, "disk", right);
                 continue;
             };
-            self.unknown_keys(table, &prefix, &["path", "mode", "id"]);
+            self.unknown_keys(table, &prefix, &["path", "mode", "engine", "id"]);
             let mode = table.get("mode").map_or(Some(DiskMode::ReadOnly), |v| self.mode(v, &format!("{prefix}mode")));
+            let engine = table.get("engine").and_then(|v| self.engine(v, &format!("{prefix}engine")));
             let id = table
                 .get("id")
                 .and_then(|v| self.string(v, &format!("{prefix}id"), "write up to 20 printable characters in quotes"));
@@ -263,7 +264,7 @@ impl Reader<'_> {
             if let Some(path) = self.path(path, &format!("{prefix}path")) {
                 // A mode that is wrong is refused already; the image is still looked at.
                 let mode = mode.unwrap_or(DiskMode::ReadOnly);
-                disks.push(DraftDisk { path, mode, id });
+                disks.push(DraftDisk { path, mode, engine, id });
             }
         }
         disks
@@ -281,6 +282,21 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    fn engine(&mut self, value: Value<'_, '_>, key: &str) -> Option<Given<DiskEngine>> {
+        let right = "write \"sync\" or \"io-uring\"";
+        let Given { value: text, origin } = self.string(value, key, right)?;
+        let engine = match text.as_str() {
+            "sync" => DiskEngine::Sync,
+            "io-uring" => DiskEngine::IoUring,
+            other => {
+                let what = format!("is {other:?}");
+                self.problem(value, key, what, right);
+                return None;
+            }
+        };
+        Some(Given { value: engine, origin })
     }
 
     fn outputs(&mut self, value: Value<'_, '_>) -> Vec<Given<Output>> {

@@ -6,9 +6,12 @@
 
 use super::config::{EVENT_IDX, FLUSH, PROTOCOL_FEATURES, features, read as read_config};
 use super::disk::Disk;
+use super::flight::Kernel;
 use super::queue::{Progress, Ring, RingError, SetupError};
 use super::request::Memory;
+use super::waits::{Source, Waits};
 use std::fs::File;
+use std::sync::Arc;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
     VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg, VhostUserSingleMemoryRegion,
@@ -32,7 +35,7 @@ struct Window {
 /// Guest memory and how the front end's addresses map to it.
 #[derive(Debug)]
 struct Mapped {
-    memory: Memory,
+    memory: Arc<Memory>,
     windows: Vec<Window>,
 }
 
@@ -51,6 +54,7 @@ impl Mapped {
 pub(super) struct Backend {
     disk: Disk,
     rings: Vec<Ring>,
+    waits: Waits,
     mapped: Option<Mapped>,
     acked: u64,
     report: Option<Text>,
@@ -60,14 +64,30 @@ pub(super) struct Backend {
 
 impl Backend {
     /// A back end with `queues` stopped rings.
-    pub(super) fn new(disk: Disk, queues: u16) -> std::result::Result<Self, virtio_queue::Error> {
+    pub(super) fn new(disk: Disk, queues: u16, waits: Waits) -> std::result::Result<Self, virtio_queue::Error> {
         let rings = (0..queues).map(|_index| Ring::new()).collect::<std::result::Result<_, _>>()?;
-        Ok(Self { disk, rings, mapped: None, acked: 0, report: None, reports_left: MAX_REPORTS, limit_told: false })
+        Ok(Self {
+            disk,
+            rings,
+            waits,
+            mapped: None,
+            acked: 0,
+            report: None,
+            reports_left: MAX_REPORTS,
+            limit_told: false,
+        })
     }
 
-    /// The kick descriptors to wait for, with the index of each one's ring.
-    pub(super) fn kicks(&self) -> impl Iterator<Item = (usize, &File)> {
-        self.rings.iter().enumerate().filter_map(|(index, ring)| Some((index, ring.kick()?)))
+    /// Has the requests of the first ring done by `kernel`, many at once.
+    pub(super) fn set_kernel(&mut self, kernel: Box<dyn Kernel>) {
+        if let Some(ring) = self.rings.first_mut() {
+            ring.set_kernel(kernel);
+        }
+    }
+
+    /// What the loop waits for; the kicks come and go with the rings.
+    pub(super) fn waits(&self) -> &Waits {
+        &self.waits
     }
 
     /// Whether there is something to do without waiting.
@@ -76,8 +96,15 @@ impl Backend {
     }
 
     /// Takes a notification of ring `index`.
-    pub(super) fn take_kick(&mut self, index: usize) -> std::result::Result<(), SetupError> {
-        self.rings.get_mut(index).map_or(Ok(()), Ring::take_kick)
+    pub(super) fn kicked(&mut self, index: usize) {
+        if let Some(ring) = self.rings.get_mut(index) {
+            ring.kicked();
+        }
+    }
+
+    /// Looks at every ring, as something in flight is done.
+    pub(super) fn kicked_all(&mut self) {
+        self.rings.iter_mut().for_each(Ring::kicked);
     }
 
     /// Does what is to be done, a batch of each ring.
@@ -125,10 +152,19 @@ impl Backend {
 
     fn stop_all(&mut self) {
         for ring in &mut self.rings {
-            ring.stop();
+            stop(ring, &mut self.disk, &self.waits);
             ring.set_enabled(false);
         }
     }
+}
+
+/// Stops a ring when nothing of it is in flight any more; its kick is closed with it.
+fn stop(ring: &mut Ring, disk: &mut Disk, waits: &Waits) -> u16 {
+    ring.drain(disk);
+    if let Some(kick) = ring.kick() {
+        waits.remove(kick);
+    }
+    ring.stop()
 }
 
 impl From<SetupError> for Error {
@@ -207,9 +243,10 @@ impl VhostUserBackendReqHandlerMut for Backend {
             Memory::from_regions(mapped).map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))?;
         let mut broken = None;
         for ring in &mut self.rings {
+            ring.drain(&mut self.disk);
             broken = ring.remapped(&memory).err().or(broken);
         }
-        self.mapped = Some(Mapped { memory, windows });
+        self.mapped = Some(Mapped { memory: Arc::new(memory), windows });
         self.note(broken);
         Ok(None)
     }
@@ -242,7 +279,9 @@ impl VhostUserBackendReqHandlerMut for Backend {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let base = self.ring(index)?.stop();
+        let index_of_ring = usize::try_from(index).map_err(|_too_large| Error::InvalidParam)?;
+        let ring = self.rings.get_mut(index_of_ring).ok_or(Error::InvalidOperation("there is no such ring"))?;
+        let base = stop(ring, &mut self.disk, &self.waits);
         Ok(VhostUserVringState::new(index, base.into()))
     }
 
@@ -252,6 +291,10 @@ impl VhostUserBackendReqHandlerMut for Backend {
         let ring = self.rings.get_mut(usize::from(index)).ok_or(Error::InvalidParam)?;
         // Without the protocol features there is no SET_VRING_ENABLE ("vhost-user protocol", ring states).
         let enabled = self.acked & PROTOCOL_FEATURES == 0;
+        if let Some(replaced) = ring.kick() {
+            self.waits.remove(replaced);
+        }
+        self.waits.add(Source::Kick(index.into()), &kick).map_err(|_errno| SetupError::Kick)?;
         let started = ring.start(kick, &mapped.memory, self.acked & EVENT_IDX != 0, enabled)?;
         self.note(started.err());
         Ok(())

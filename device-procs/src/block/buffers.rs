@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use vm_memory::{Bytes, VolatileSlice};
 
 /// A sequence of bytes in guest memory.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Buffers<'m> {
     slices: VecDeque<VolatileSlice<'m>>,
     len_bytes: usize,
@@ -35,7 +35,7 @@ impl<'m> Buffers<'m> {
     }
 
     /// The pieces, in order.
-    pub fn slices(&self) -> impl Iterator<Item = &VolatileSlice<'m>> {
+    pub fn slices(&self) -> impl ExactSizeIterator<Item = &VolatileSlice<'m>> {
         self.slices.iter()
     }
 
@@ -56,6 +56,24 @@ impl<'m> Buffers<'m> {
             }
         }
         Some(front)
+    }
+
+    /// Drops the first `count` bytes, without making anything of them; nothing happens when there are fewer.
+    pub(super) fn drop_front(&mut self, count: usize) -> Option<()> {
+        if count > self.len_bytes {
+            return None;
+        }
+        let mut left = count;
+        while left > 0 {
+            let slice = self.slices.pop_front()?;
+            let here = slice.len().min(left);
+            if here < slice.len() {
+                self.slices.push_front(slice.offset(here).ok()?);
+            }
+            self.len_bytes = self.len_bytes.saturating_sub(here);
+            left = left.saturating_sub(here);
+        }
+        Some(())
     }
 
     /// Cuts off the last byte.
@@ -135,6 +153,16 @@ mod tests {
         let mut buffers = two(&mut a, &mut b);
         assert_eq!(content(&buffers.split_front(5).unwrap()), b"abcde");
         assert_eq!(content(&buffers), b"fg");
+    }
+
+    #[test]
+    fn front_is_dropped_across_pieces() {
+        let (mut a, mut b) = (*b"abc", *b"defg");
+        let mut buffers = two(&mut a, &mut b);
+        assert_eq!((buffers.drop_front(8), content(&buffers).as_slice()), (None, &b"abcdefg"[..]));
+        assert_eq!((buffers.drop_front(3), content(&buffers).as_slice()), (Some(()), &b"defg"[..]));
+        assert_eq!((buffers.drop_front(1), buffers.drop_front(0)), (Some(()), Some(())));
+        assert_eq!((content(&buffers).as_slice(), buffers.len()), (&b"efg"[..], 3));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use super::budget::{Budget, cost_of_discard, cost_of_write};
 use super::buffers::Buffers;
+use super::flight::Action;
 use super::overlay::{MAX_IMAGE_BYTES, Overlay};
 use super::request::{Extent, Request, Status};
 use super::store::{Store, StoreError, allocate, read_exact, write_exact, write_zeros};
@@ -30,6 +31,24 @@ pub enum DiskError {
     /// Another disk has no use for an overlay.
     #[error("an overlay file came with a disk that is not ephemeral")]
     StrayOverlay,
+}
+
+/// What is to be done for a request when several are in flight.
+#[derive(Debug)]
+pub(super) enum Plan<'m> {
+    /// Nothing more.
+    Done(Status),
+    /// Moving bytes from or to the image.
+    Transfer {
+        /// Reading or writing.
+        action: Action,
+        /// Where.
+        offset: u64,
+        /// All of them.
+        buffers: Buffers<'m>,
+    },
+    /// Making what was written before durable.
+    Sync,
 }
 
 /// An image that is written to in place.
@@ -104,8 +123,8 @@ impl Disk {
         std::mem::take(&mut self.over_budget)
     }
 
-    /// Whether the budget allows for a request, which is paid for then.
-    fn pay(&mut self, request: &Request<'_>) -> bool {
+    /// Whether the budget allows for a request, which is paid for then; to be asked once, before it is done.
+    pub(super) fn pay(&mut self, request: &Request<'_>) -> bool {
         let Some(budget) = &self.budget else { return true };
         let bytes = match request {
             Request::Write { extent, .. } => cost_of_write(extent),
@@ -145,11 +164,8 @@ impl Disk {
         self.work_bytes = self.work_bytes.saturating_add(bytes);
     }
 
-    /// Does what was asked for.
+    /// Does what was asked for, and paid.
     pub(super) fn execute(&mut self, request: Request<'_>) -> Status {
-        if !self.pay(&request) {
-            return Status::IoError;
-        }
         let done = match request {
             Request::Read { extent, into } => self.read(extent, into),
             Request::Write { extent, from } => self.write(extent, from),
@@ -174,7 +190,34 @@ impl Disk {
         }
     }
 
-    fn log(&mut self, error: &StoreError) {
+    /// What is to be done for a request that is paid for: what moves no bytes between guest and image is done here, and the
+    /// rest is the kernel's.
+    pub(super) fn plan<'m>(&mut self, request: Request<'m>) -> Plan<'m> {
+        let (is_image, is_writable) =
+            (!matches!(self.storage, Storage::Ephemeral(_)), matches!(self.storage, Storage::ReadWrite(_)));
+        let (action, extent, buffers) = match request {
+            Request::Read { extent, into } if is_image && !extent.is_empty() => (Action::Read, extent, into),
+            Request::Write { extent, from } if is_writable && !extent.is_empty() => (Action::Write, extent, from),
+            Request::Flush if is_writable => return Plan::Sync,
+            Request::Discard(_) | Request::WriteZeroes(_) if is_writable => {
+                let write_through = std::mem::take(&mut self.write_through);
+                let status = self.execute(request);
+                self.write_through = write_through;
+                return if write_through && status == Status::Ok { Plan::Sync } else { Plan::Done(status) };
+            }
+            other => return Plan::Done(self.execute(other)),
+        };
+        self.count_work(extent.len());
+        Plan::Transfer { action, offset: extent.start(), buffers }
+    }
+
+    /// Whether every write is made durable before it completes.
+    pub(super) fn is_write_through(&self) -> bool {
+        self.write_through
+    }
+
+    /// Says what the host failed at, up to a number of times.
+    pub(super) fn log(&mut self, error: &StoreError) {
         if self.logged < MAX_LOGGED {
             self.logged = self.logged.saturating_add(1);
             policies::lockdown::say(format_args!("{}", super::chain_of(error)));

@@ -8,21 +8,29 @@ mod budget;
 mod buffers;
 mod config;
 mod disk;
+mod flight;
+mod held;
 mod iovec;
 mod overlay;
 mod queue;
 mod request;
+mod run;
 mod server;
 mod store;
 #[cfg(test)]
 mod tests;
+mod uring;
+mod waits;
 
 pub use buffers::Buffers;
 pub use disk::{Disk, DiskError};
+pub use flight::{Action, Completion, Kernel, Operation};
+pub use held::Held;
 pub use queue::{Progress, QUEUE_SIZE, Ring, RingError, SetupError};
 pub use request::{BrokenChain, Memory};
 pub use server::{End, ServeError};
 pub use store::{Store, StoreError};
+pub use uring::{Uring, UringError};
 
 use backend::Backend;
 use budget::{Budget, BudgetError};
@@ -34,10 +42,11 @@ use policies::seccomp::Filter;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use wire::message::{DiskMode, FromBlock, StartBlock};
+use waits::Waits;
+use wire::message::{DiskEngine, DiskMode, FromBlock, StartBlock};
 use wire::{Channel, ChannelError, Received, SectorCount, Text};
 
-/// The queues of a disk. Requests are done one after the other, so that more would bring nothing.
+/// The queues of a disk. One thread serves them all, so that more would bring nothing; and an io_uring is for one.
 const QUEUES: u16 = 1;
 
 /// Why the process could not do its work.
@@ -51,6 +60,10 @@ enum BlockError {
     Size { got: u64, expected: u64 },
     #[error("the image is open for {got}, but the disk is {mode:?}")]
     Access { got: &'static str, mode: DiskMode },
+    #[error("an ephemeral disk has no io_uring: its writes go to an overlay, request by request")]
+    EphemeralUring,
+    #[error(transparent)]
+    Uring(#[from] UringError),
     #[error("the overlay file could not be sized")]
     OverlaySize(#[source] Errno),
     #[error(transparent)]
@@ -81,11 +94,12 @@ pub fn run(channel: Channel) -> i32 {
 }
 
 fn start(channel: &Channel) -> Result<End, BlockError> {
-    let (start, socket, disk) = prepare(channel.recv()?)?;
-    let backend = backend(disk)?;
+    let (start, socket, disk, uring) = prepare(channel.recv()?)?;
+    let filter = if uring.is_some() { Filter::VirtioBlkUring } else { Filter::VirtioBlk };
+    let backend = backend(disk, uring)?;
     #[cfg(feature = "hostile")]
     hostile::look();
-    let jailed = lockdown::enter(Filter::VirtioBlk, start.audit)?;
+    let jailed = lockdown::enter(filter, start.audit)?;
     channel.send(&FromBlock::Ready(jailed.report), &jailed.fds())?;
     drop(jailed);
     #[cfg(feature = "hostile")]
@@ -93,8 +107,17 @@ fn start(channel: &Channel) -> Result<End, BlockError> {
     Ok(server::serve(channel, socket, backend)?)
 }
 
-fn backend(disk: Disk) -> Result<Backend, ServeError> {
-    Backend::new(disk, QUEUES).map_err(ServeError::Queues)
+/// What is needed to serve, made before the jail is shut.
+fn backend(disk: Disk, uring: Option<Uring>) -> Result<Backend, ServeError> {
+    let waits = Waits::new().map_err(ServeError::Waits)?;
+    if let Some(uring) = &uring {
+        waits.add(waits::Source::Done, uring.fd()).map_err(ServeError::Waits)?;
+    }
+    let mut backend = Backend::new(disk, QUEUES, waits).map_err(ServeError::Queues)?;
+    if let Some(uring) = uring {
+        backend.set_kernel(Box::new(uring));
+    }
+    Ok(backend)
 }
 
 /// Serves `disk` to a vhost-user front end, until that or the broker at the other end of `channel` ends it.
@@ -102,14 +125,16 @@ fn backend(disk: Disk) -> Result<Backend, ServeError> {
 /// # Errors
 /// When one of them breaks its protocol, or the host fails.
 pub fn serve(channel: &Channel, front_end: UnixStream, disk: Disk) -> Result<End, ServeError> {
-    server::serve(channel, front_end, backend(disk)?)
+    server::serve(channel, front_end, backend(disk, None)?)
 }
 
 /// Takes over what the broker sent: everything that needs more rights than the work itself.
-fn prepare(received: Received<StartBlock>) -> Result<(StartBlock, UnixStream, Disk), BlockError> {
+fn prepare(received: Received<StartBlock>) -> Result<(StartBlock, UnixStream, Disk, Option<Uring>), BlockError> {
     let Received { message: start, fds } = received;
     let (has_overlay, is_limited) = (start.mode == DiskMode::Ephemeral, start.write_limit_bytes.is_some());
-    let (got, expected) = (fds.len(), 2usize.saturating_add(has_overlay.into()).saturating_add(is_limited.into()));
+    let has_uring = start.engine == DiskEngine::IoUring;
+    let more = [has_overlay, is_limited, has_uring].into_iter().filter(|has| *has).count();
+    let (got, expected) = (fds.len(), more.saturating_add(2));
     let wrong = || ChannelError::Fds { got, expected };
     if got != expected {
         return Err(wrong().into());
@@ -119,16 +144,25 @@ fn prepare(received: Received<StartBlock>) -> Result<(StartBlock, UnixStream, Di
     let (socket, image) = (next()?, next()?);
     let overlay = has_overlay.then(&mut next).transpose()?;
     let counter = is_limited.then(&mut next).transpose()?;
+    let again = has_uring.then(&mut next).transpose()?;
     check_image(&image, start.mode, start.capacity)?;
     if let Some(overlay) = &overlay {
         let size = i64::try_from(start.capacity.bytes()).map_err(|_too_large| DiskError::TooLarge)?;
         ftruncate(overlay, size).map_err(BlockError::OverlaySize)?;
     }
+    let uring = match again {
+        None => None,
+        Some(_) if start.mode == DiskMode::Ephemeral => return Err(BlockError::EphemeralUring),
+        Some(again) => {
+            check_image(&again, start.mode, start.capacity)?;
+            Some(Uring::new(again.as_fd())?)
+        }
+    };
     let store = |fd: OwnedFd| Box::new(File::from(fd)) as Box<dyn Store>;
     let disk = Disk::new(start.mode, start.capacity, start.id.clone(), store(image), overlay.map(store))?;
     let limit = counter.zip(start.write_limit_bytes);
     let budget = limit.map(|(counter, bytes)| Budget::map(counter, bytes)).transpose()?;
-    Ok((start, UnixStream::from(socket), disk.with_budget(budget)))
+    Ok((start, UnixStream::from(socket), disk.with_budget(budget), uring))
 }
 
 /// Checks that the image is as large as announced, and not more open than the mode needs.

@@ -1,25 +1,22 @@
 //! One virtqueue of the disk: its life as vhost-user tells it, and the processing of what the driver made available.
 //!
 //! Distrusts the driver (ring contents) and the front end (configuration). A configuration cannot change while the ring
-//! runs. Promises to do every request in order and completely before the next, so that no descriptor head is ever in
-//! flight twice, and to touch a broken ring never again until it was stopped.
+//! runs. Promises to do the requests in order, those that follow each other on the disk as one, to refuse a descriptor head
+//! that is in flight, and to touch a broken ring never again until it was stopped.
 
-use super::disk::Disk;
-use super::request::{BrokenChain, Limits, Memory, parse};
+mod process;
+
+use super::flight::{Flight, Kernel};
+use super::request::{BrokenChain, Memory};
+use nix::errno::Errno;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::sync::atomic::Ordering;
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
 
 /// The most descriptors of a ring.
 pub const QUEUE_SIZE: u16 = 256;
-
-/// The most requests done before the sockets are looked at again.
-const BATCH: usize = QUEUE_SIZE as usize;
-/// The most bytes moved before that, but for the last request: some tens of milliseconds on a slow disk.
-const BATCH_BYTES: u64 = 16 << 20;
 
 /// What the driver did to break a ring.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +30,12 @@ pub enum RingError {
     /// A chain has no place for a status.
     #[error(transparent)]
     Chain(#[from] BrokenChain),
+    /// A chain was made available again before it came back.
+    #[error("descriptor head {0} was made available while it was in flight")]
+    InFlight(u16),
+    /// The host's fault.
+    #[error("the io_uring of the disk failed")]
+    Engine(#[source] Errno),
 }
 
 /// What the front end must not do.
@@ -54,7 +57,7 @@ pub enum SetupError {
     #[error("the ring was started without addresses")]
     NoAddresses,
     /// Its kick.
-    #[error("the kick descriptor is no eventfd")]
+    #[error("the kick descriptor cannot be waited for")]
     Kick,
 }
 
@@ -76,9 +79,13 @@ pub struct Ring {
     broken: bool,
     /// To be processed without waiting for a kick.
     pending: bool,
+    /// Something was done that the driver was not told of.
+    untold: bool,
     kick: Option<File>,
     call: Option<File>,
     error: Option<File>,
+    /// With an engine that has many requests in flight.
+    flight: Option<Flight>,
 }
 
 impl Ring {
@@ -93,10 +100,17 @@ impl Ring {
             enabled: false,
             broken: false,
             pending: false,
+            untold: false,
             kick: None,
             call: None,
             error: None,
+            flight: None,
         })
+    }
+
+    /// Has many requests in flight at once, in `kernel`.
+    pub fn set_kernel(&mut self, kernel: Box<dyn Kernel>) {
+        self.flight = Some(Flight::new(kernel));
     }
 
     /// Whether the ring was started and not stopped since.
@@ -105,20 +119,22 @@ impl Ring {
     }
 
     /// Whether requests are to be processed.
-    fn is_active(&self) -> bool {
+    #[must_use]
+    pub fn is_active(&self) -> bool {
         self.is_running() && self.enabled && !self.broken
     }
 
     /// Whether requests are to be processed without waiting for a kick.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.is_active() && self.pending
+        let is_behind = self.flight.as_ref().is_some_and(Flight::is_behind);
+        self.is_active() && (self.pending || is_behind)
     }
 
-    /// The descriptor to wait for.
+    /// The descriptor that the driver's notifications arrive at, until the ring is stopped.
     #[must_use]
     pub fn kick(&self) -> Option<&File> {
-        self.kick.as_ref().filter(|_kick| self.is_active())
+        self.kick.as_ref()
     }
 
     fn stopped(&mut self) -> Result<&mut Queue, SetupError> {
@@ -209,7 +225,7 @@ impl Ring {
         self.enabled = enabled;
     }
 
-    /// Stops the ring, mends it, and gives the index of the next available entry.
+    /// Stops the ring, from which nothing may be in flight ([`Self::drain`]), mends it, and gives the index of the next available entry.
     pub fn stop(&mut self) -> u16 {
         let base = self.queue.next_avail();
         let (size, call, error) = (self.queue.size(), self.call.take(), self.error.take());
@@ -243,107 +259,9 @@ impl Ring {
     }
 
     /// Takes the driver's notification.
-    pub(super) fn take_kick(&mut self) -> Result<(), SetupError> {
-        let Some(mut kick) = self.kick.as_ref() else { return Ok(()) };
-        let mut counter = [0; 8];
-        match kick.read(&mut counter) {
-            Ok(8) => {
-                self.pending = true;
-                Ok(())
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
-            Ok(_) | Err(_) => Err(SetupError::Kick),
-        }
+    pub(super) fn kicked(&mut self) {
+        self.pending = true;
     }
-
-    /// Does up to a batch of requests and notifies the driver if it wants to know.
-    ///
-    /// # Errors
-    /// When the driver broke the ring, which is not processed again until it was stopped.
-    pub fn process(&mut self, memory: &Memory, disk: &mut Disk) -> Result<Progress, RingError> {
-        if !self.is_active() {
-            return Ok(Progress::Idle);
-        }
-        let progress = self.process_batch(memory, disk).inspect_err(|_error| self.set_broken())?;
-        self.pending = progress == Progress::More;
-        Ok(progress)
-    }
-
-    fn process_batch(&mut self, memory: &Memory, disk: &mut Disk) -> Result<Progress, RingError> {
-        let limits = Limits { capacity: disk.capacity(), read_only: disk.is_read_only() };
-        let mut done = 0usize;
-        let mut full = false;
-        // Only this batch counts.
-        disk.take_work_bytes();
-        let mut moved = 0u64;
-        let progress = loop {
-            self.queue.disable_notification(memory).map_err(RingError::Queue)?;
-            while !full {
-                let next = self.queue.iter(memory).map_err(RingError::Queue)?.next();
-                let Some(chain) = next else { break };
-                let head = chain.head_index();
-                let written = execute(memory, chain, limits, disk);
-                // What was done before a broken chain is told to the driver nevertheless.
-                let written = match written {
-                    Ok(written) => written,
-                    Err(broken) => {
-                        self.notify(memory, done)?;
-                        return Err(broken.into());
-                    }
-                };
-                self.queue.add_used(memory, head, written).map_err(RingError::Queue)?;
-                done = done.saturating_add(1);
-                moved = moved.saturating_add(disk.take_work_bytes());
-                full = done >= BATCH || moved >= BATCH_BYTES;
-            }
-            if full {
-                break Progress::More;
-            }
-            if !self.queue.enable_notification(memory).map_err(RingError::Queue)? {
-                break Progress::Idle;
-            }
-        };
-        self.notify(memory, done)?;
-        Ok(progress)
-    }
-
-    fn notify(&mut self, memory: &Memory, done: usize) -> Result<(), RingError> {
-        if done > 0 && self.wants_call(memory)? {
-            signal(self.call.as_ref());
-        }
-        Ok(())
-    }
-
-    /// Whether the driver wants to be interrupted (virtio 1.2 §2.7.7).
-    fn wants_call(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        // Orders the used index before the driver's flag or event index, which it reads next.
-        let needed = self.queue.needs_notification(memory).map_err(RingError::Queue)?;
-        if self.queue.event_idx_enabled() {
-            return Ok(needed);
-        }
-        let address = GuestAddress(self.queue.avail_ring());
-        let flags = memory.load(address, Ordering::Relaxed).map(u16::from_le);
-        let flags = flags.map_err(|error| RingError::Queue(virtio_queue::Error::GuestMemory(error)))?;
-        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
-    }
-}
-
-/// Does one request, writes its status, and gives the number of bytes written to the driver's buffers.
-fn execute(
-    memory: &Memory,
-    chain: virtio_queue::DescriptorChain<&Memory>,
-    limits: Limits,
-    disk: &mut Disk,
-) -> Result<u32, BrokenChain> {
-    use super::request::Status;
-    let parsed = parse(memory, chain, limits)?;
-    let status = match parsed.request {
-        Ok(request) => disk.execute(request),
-        Err(refusal) => refusal.status(),
-    };
-    parsed.status.write_obj(status.byte(), 0).map_err(|_outside| BrokenChain::StatusOutsideMemory)?;
-    let data_bytes = if status == Status::Ok { parsed.writable_bytes } else { 0 };
-    Ok(data_bytes.saturating_add(1))
 }
 
 /// Adds one to an eventfd. That it is full already serves as well, and any other failure is the front end's own.

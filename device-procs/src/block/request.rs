@@ -155,6 +155,19 @@ impl Extent {
     pub(super) fn is_empty(self) -> bool {
         self.len() == 0
     }
+
+    /// With `next`, which begins where this one ends.
+    pub(super) fn joined(self, next: Self) -> Self {
+        Self { start: self.start, end: next.end }
+    }
+
+    /// Cuts off the first `bytes` bytes; nothing happens when there are fewer.
+    pub(super) fn split_front(&mut self, bytes: u64) -> Option<Self> {
+        let middle = self.start.checked_add(bytes).filter(|middle| *middle <= self.end)?;
+        let front = Self { start: self.start, end: middle };
+        self.start = middle;
+        Some(front)
+    }
 }
 
 /// A request that can be carried out.
@@ -268,7 +281,8 @@ impl<'m> Walk<'m> {
 /// Parses what a chain holds, without the status byte.
 fn request<'m>(mut readable: Buffers<'m>, writable: Buffers<'m>, limits: Limits) -> Result<Request<'m>, Refusal> {
     let mut header = [0; HEADER_BYTES];
-    readable.split_front(HEADER_BYTES).ok_or(Refusal::ShortHeader)?.copy_to(&mut header);
+    readable.copy_to(&mut header);
+    readable.drop_front(HEADER_BYTES).ok_or(Refusal::ShortHeader)?;
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
     let sector = u64::from_le_bytes(sector);
     let kind = u32::from_le_bytes([t0, t1, t2, t3]);

@@ -102,7 +102,7 @@ pub(super) fn read_exact(store: &dyn Store, mut into: Buffers<'_>, mut offset: u
         match store.read_at(&into, offset) {
             Ok(0) => return Err(StoreError::EndOfFile { offset }),
             Ok(done) => {
-                into.split_front(done).ok_or(StoreError::Read { offset, errno: Errno::EOVERFLOW })?;
+                into.drop_front(done).ok_or(StoreError::Read { offset, errno: Errno::EOVERFLOW })?;
                 offset = offset.saturating_add(done as u64);
             }
             Err(Errno::EINTR) => {}
@@ -118,7 +118,7 @@ pub(super) fn write_exact(store: &dyn Store, mut from: Buffers<'_>, mut offset: 
         match store.write_at(&from, offset) {
             Ok(0) => return Err(StoreError::Write { offset, errno: Errno::ENOSPC }),
             Ok(done) => {
-                from.split_front(done).ok_or(StoreError::Write { offset, errno: Errno::EOVERFLOW })?;
+                from.drop_front(done).ok_or(StoreError::Write { offset, errno: Errno::EOVERFLOW })?;
                 offset = offset.saturating_add(done as u64);
             }
             Err(Errno::EINTR) => {}

@@ -287,7 +287,7 @@ fn set_limits(limits: Limits) -> Result<(), Errno> {
     if let Some(seconds) = limits.cpu_seconds {
         set(libc::RLIMIT_CPU, seconds)?;
     }
-    set(libc::RLIMIT_MEMLOCK, 0)?;
+    set(libc::RLIMIT_MEMLOCK, limits.locked_bytes)?;
     set(libc::RLIMIT_MSGQUEUE, 0)?;
     set(libc::RLIMIT_NICE, 0)?;
     set(libc::RLIMIT_RTPRIO, 0)?;

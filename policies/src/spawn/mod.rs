@@ -179,6 +179,8 @@ pub struct Limits {
     pub data_bytes: Option<u64>,
     /// `RLIMIT_CPU` in seconds, none for no limit.
     pub cpu_seconds: Option<u64>,
+    /// `RLIMIT_MEMLOCK` in bytes: an io_uring's own memory counts, together with that of all others of the same user.
+    pub locked_bytes: u64,
 }
 
 impl Limits {
@@ -195,7 +197,7 @@ impl Limits {
             Process::VirtioBlk => (memory.get().saturating_mul(2).saturating_add(256 * MIB), file_size_bytes, 64),
             Process::Inspector => (INSPECTOR_SPACE_BYTES, Some(0), 16),
         };
-        Self { address_space_bytes, file_size_bytes, open_files, data_bytes: None, cpu_seconds: None }
+        Self { address_space_bytes, file_size_bytes, open_files, data_bytes: None, cpu_seconds: None, locked_bytes: 0 }
     }
 }
 
@@ -212,6 +214,7 @@ impl Limits {
             open_files: 16,
             data_bytes: None,
             cpu_seconds: Some(cpu_seconds),
+            locked_bytes: 0,
         }
     }
 }

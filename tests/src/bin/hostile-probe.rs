@@ -133,7 +133,7 @@ impl Probe {
             Filter::Loader => self.control.send(&FromLoader::Ready(report), fds)?,
             Filter::VmmControl | Filter::VmmVcpu => self.control.send(&FromVmm::Ready(report), fds)?,
             Filter::Serial => self.control.send(&FromSerial::Ready(report), fds)?,
-            Filter::VirtioBlk => self.control.send(&FromBlock::Ready(report), fds)?,
+            Filter::VirtioBlk | Filter::VirtioBlkUring => self.control.send(&FromBlock::Ready(report), fds)?,
             Filter::Inspector => self.control.send(&FromInspector::Ready(report), fds)?,
         }
         Ok(())
@@ -145,7 +145,9 @@ impl Probe {
             Filter::Loader => self.control.send(&FromLoader::Failed(Text::truncated("x")), &[])?,
             Filter::VmmControl | Filter::VmmVcpu => self.control.send(&FromVmm::Running, &[])?,
             Filter::Serial => self.control.send(&FromSerial::Halted, &[])?,
-            Filter::VirtioBlk => self.control.send(&FromBlock::Broken(Text::truncated("x")), &[])?,
+            Filter::VirtioBlk | Filter::VirtioBlkUring => {
+                self.control.send(&FromBlock::Broken(Text::truncated("x")), &[])?
+            }
             Filter::Inspector => {
                 let (of, value) = (Text::truncated("x"), Text::truncated("y"));
                 self.control.send(&FromInspector::Fact(Fact { name: "z".try_into()?, of, value }), &[])?;

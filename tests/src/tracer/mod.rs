@@ -283,11 +283,20 @@ impl Tracer {
 fn role(pid: Pid, process: Process, first: bool) -> &'static str {
     let mut threads = policies(Arch::native()).iter().filter(|policy| policy.process == process);
     if first {
+        // A disk's process that has an io_uring has a filter of its own.
+        if process == Process::VirtioBlk && has_uring(pid) {
+            return "uring";
+        }
         return threads.next().map_or("unknown", |policy| policy.thread);
     }
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let name = name.trim_end().trim_end_matches(|letter: char| letter.is_ascii_digit());
     threads.find(|policy| policy.thread == name).map_or("unknown", |policy| policy.thread)
+}
+
+fn has_uring(pid: Pid) -> bool {
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:[io_uring]"))
 }
 
 fn gone(errno: Errno) -> Result<(), Errno> {

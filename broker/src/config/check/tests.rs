@@ -49,6 +49,17 @@ fn good_config_becomes_a_plan() {
 }
 
 #[test]
+fn disk_has_the_engine_that_it_asks_for_and_an_ephemeral_one_no_io_uring() {
+    let dir = folder();
+    let disks = "[boot]\nkernel = \"k\"\n[[disk]]\npath = \"a\"\nengine = \"io-uring\"\n[[disk]]\npath = \"b\"\n";
+    let plan = check_text(&dir, disks, HOST).unwrap();
+    assert_eq!([plan.disks[0].engine, plan.disks[1].engine], [DiskEngine::IoUring, DiskEngine::Sync]);
+    let refused = only("[[disk]]\npath = \"a\"\nmode = \"ephemeral\"\nengine = \"io-uring\"\n");
+    assert!(refused.contains("config.toml:6: disk[0].engine: is \"io-uring\" for an ephemeral disk"), "{refused}");
+    assert!(refused.ends_with("use engine \"sync\", or another mode"), "{refused}");
+}
+
+#[test]
 fn vcpus_beyond_what_kvm_offers_are_refused() {
     assert!(only("[machine]\nvcpus = 0\n").ends_with("config.toml:4: machine.vcpus: is 0; write 1 to 32"));
     assert!(only("[machine]\nvcpus = 33\n").ends_with("is 33; write 1 to 32"));

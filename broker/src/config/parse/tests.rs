@@ -98,6 +98,14 @@ fn disk_without_a_path_is_refused() {
 }
 
 #[test]
+fn unknown_disk_engine_is_refused() {
+    let disk = format!("{BOOT}[[disk]]\npath = \"d\"\n");
+    let unknown = only(&format!("{disk}engine = \"aio\"\n"));
+    assert!(unknown.ends_with("disk[0].engine: is \"aio\"; write \"sync\" or \"io-uring\""), "{unknown}");
+    assert!(only(&format!("{disk}engine = true\n")).contains("disk[0].engine"));
+}
+
+#[test]
 fn unknown_disk_mode_is_refused() {
     assert!(only(&format!("{BOOT}[[disk]]\npath = \"d\"\nmode = \"rw\"\n")).contains("write \"read-only\""));
 }

@@ -1,7 +1,7 @@
 //! What a hostile driver puts into a ring.
 
-use super::super::request::BrokenChain;
 use super::*;
+use crate::block::request::BrokenChain;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT};
 
 const HEADER: u64 = BUFFERS;
@@ -31,7 +31,7 @@ fn assert_broken(bench: &mut Bench, broken: Result<Progress, RingError>) -> Ring
     let error = broken.unwrap_err();
     assert_eq!(signals(&bench.error), 1);
     assert!(!bench.ring.is_pending());
-    assert!(bench.ring.kick().is_none());
+    assert!(!bench.ring.is_active());
     let used = bench.driver.used_index();
     assert_eq!(bench.process().unwrap(), Progress::Idle);
     assert_eq!(bench.driver.used_index(), used);

@@ -1,19 +1,27 @@
 //! Tests of the whole device: a mock driver that builds real rings in real guest memory.
 
+mod in_flight;
+#[allow(clippy::duplicate_mod, reason = "the same cases hold for both engines, see in_flight.rs")]
 mod malformed;
+#[allow(clippy::duplicate_mod, reason = "the same cases hold for both engines, see in_flight.rs")]
 mod requests;
+mod runs;
 mod server;
 mod start;
+mod uring;
 
 use super::disk::Disk;
+use super::flight::{Action, Completion, Kernel, Operation};
 use super::queue::{Progress, QUEUE_SIZE, Ring, RingError};
 use super::request::Memory;
 use super::store::Store;
 use super::store::tests::Spy;
+use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use wire::message::DiskMode;
 use wire::{DiskId, SectorCount};
@@ -34,12 +42,12 @@ const BUFFERS: u64 = 0x1_0000;
 const SEAM: u64 = 0x8_0000;
 const MEMORY_END: u64 = 0x10_0000;
 
-fn guest_memory() -> Memory {
-    Memory::from_ranges(&[
+fn guest_memory() -> Arc<Memory> {
+    let memory = Memory::from_ranges(&[
         (GuestAddress(0), usize::try_from(SEAM).unwrap()),
         (GuestAddress(SEAM), usize::try_from(MEMORY_END - SEAM).unwrap()),
-    ])
-    .unwrap()
+    ]);
+    Arc::new(memory.unwrap())
 }
 
 fn eventfd() -> (File, File) {
@@ -70,7 +78,7 @@ impl Desc {
 
 /// The driver's side of a ring.
 struct Driver {
-    memory: Memory,
+    memory: Arc<Memory>,
     index: u16,
 }
 
@@ -125,7 +133,49 @@ fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 }
 
 /// A device and its driver, without sockets between them.
-struct Bench {
+type Bench = BenchOf<false>;
+
+/// A kernel that takes its time: it does nothing until things are handed over, then the last one first, and is interrupted
+/// before every third.
+#[derive(Debug)]
+struct Lazy {
+    store: Spy,
+    queued: Vec<(u16, Operation)>,
+    done: Vec<Completion>,
+    count: usize,
+}
+
+impl Kernel for Lazy {
+    fn push(&mut self, tag: u16, operation: Operation) {
+        self.queued.push((tag, operation));
+    }
+
+    fn enter(&mut self, _wait: bool) -> Result<(), Errno> {
+        while let Some((tag, operation)) = self.queued.pop() {
+            self.count += 1;
+            let buffers = operation.held.buffers();
+            let result = match operation.action {
+                _ if self.count.is_multiple_of(3) => Err(Errno::EINTR),
+                Action::Read => self.store.read_at(buffers, operation.offset),
+                Action::Write => self.store.write_at(buffers, operation.offset),
+                Action::Sync => self.store.sync_data().map(|()| 0),
+            };
+            self.done.push(Completion { tag, result, operation });
+        }
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Completion> {
+        self.done.pop()
+    }
+
+    fn is_behind(&self) -> bool {
+        !self.queued.is_empty()
+    }
+}
+
+/// As [`Bench`]; with many requests in flight, or one.
+struct BenchOf<const IN_FLIGHT: bool> {
     driver: Driver,
     ring: Ring,
     disk: Disk,
@@ -133,7 +183,7 @@ struct Bench {
     error: File,
 }
 
-impl Bench {
+impl<const IN_FLIGHT: bool> BenchOf<IN_FLIGHT> {
     fn new(mode: DiskMode, image: &Spy) -> Self {
         let overlay = (mode == DiskMode::Ephemeral).then(|| Box::new(Spy::new(&[])) as Box<dyn Store>);
         let capacity = SectorCount::from_bytes(image.content().len() as u64).unwrap();
@@ -147,6 +197,10 @@ impl Bench {
             call: eventfd().0,
             error: eventfd().0,
         };
+        if IN_FLIGHT {
+            let lazy = Lazy { store: image.clone(), queued: Vec::new(), done: Vec::new(), count: 0 };
+            bench.ring.set_kernel(Box::new(lazy));
+        }
         bench.start(false);
         bench
     }
@@ -168,7 +222,12 @@ impl Bench {
     }
 
     fn process(&mut self) -> Result<Progress, RingError> {
-        self.ring.process(&self.driver.memory, &mut self.disk)
+        loop {
+            let progress = self.ring.process(&self.driver.memory, &mut self.disk)?;
+            if progress == Progress::More || !self.ring.is_pending() {
+                return Ok(progress);
+            }
+        }
     }
 
     /// Submits one chain of descriptors that follow each other.

@@ -195,12 +195,20 @@ fn wrong_ranges_are_refused_and_none_is_used() {
     assert_eq!(image.0.writes.load(Ordering::Relaxed), 0);
 }
 
+/// Makes flushes available, each with a head of its own.
+fn publish_flushes(bench: &mut Bench, count: u16) {
+    bench.driver.put(BUFFERS, &header(FLUSH, 0));
+    bench.driver.link(TABLE, &[(BUFFERS, 16, 0), (BUFFERS + 0x100, 1, WRITE)]);
+    for head in 0..count {
+        Desc(TABLE, 32, INDIRECT, 0).store(&bench.driver.memory, DESCRIPTORS, head.into());
+        bench.driver.publish(head);
+    }
+}
+
 #[test]
 fn every_available_request_is_done_with_one_interrupt() {
     let mut bench = Bench::new(DiskMode::ReadOnly, &image());
-    bench.driver.put(BUFFERS, &header(FLUSH, 0));
-    bench.driver.link(DESCRIPTORS, &[(BUFFERS, 16, 0), (BUFFERS + 0x100, 1, WRITE)]);
-    (0..5).for_each(|_| bench.driver.publish(0));
+    publish_flushes(&mut bench, 5);
     assert_eq!(bench.process().unwrap(), Progress::Idle);
     assert_eq!((bench.driver.used_index(), signals(&bench.call)), (5, 1));
     assert_eq!(bench.process().unwrap(), Progress::Idle);
@@ -210,9 +218,7 @@ fn every_available_request_is_done_with_one_interrupt() {
 #[test]
 fn full_ring_is_a_batch_after_which_the_sockets_have_their_turn() {
     let mut bench = Bench::new(DiskMode::ReadOnly, &image());
-    bench.driver.put(BUFFERS, &header(FLUSH, 0));
-    bench.driver.link(DESCRIPTORS, &[(BUFFERS, 16, 0), (BUFFERS + 0x100, 1, WRITE)]);
-    (0..QUEUE_SIZE).for_each(|_| bench.driver.publish(0));
+    publish_flushes(&mut bench, QUEUE_SIZE);
     assert_eq!(bench.process().unwrap(), Progress::More);
     assert!(bench.ring.is_pending());
     assert_eq!(bench.driver.used_index(), QUEUE_SIZE);
@@ -289,7 +295,7 @@ fn stopped_ring_continues_where_it_was() {
 
 #[test]
 fn running_ring_cannot_be_set_up_anew() {
-    use super::super::queue::SetupError;
+    use crate::block::queue::SetupError;
     let mut bench = Bench::new(DiskMode::ReadOnly, &image());
     assert_eq!(bench.ring.set_size(16), Err(SetupError::Running));
     assert_eq!(bench.ring.set_base(0), Err(SetupError::Running));
@@ -299,7 +305,7 @@ fn running_ring_cannot_be_set_up_anew() {
 
 #[test]
 fn wrong_setup_is_refused() {
-    use super::super::queue::SetupError;
+    use crate::block::queue::SetupError;
     let mut ring = Ring::new().unwrap();
     for size in [0, 3, 512, 65_537] {
         assert_eq!(ring.set_size(size), Err(SetupError::Size), "{size}");
@@ -313,20 +319,11 @@ fn wrong_setup_is_refused() {
     assert!(matches!(started, Err(SetupError::NoAddresses)));
 }
 
-#[test]
-fn kick_that_is_no_eventfd_is_refused() {
-    use super::super::queue::SetupError;
-    let mut ring = Ring::new().unwrap();
-    ring.set_addresses(GuestAddress(DESCRIPTORS), GuestAddress(AVAILABLE), GuestAddress(USED)).unwrap();
-    ring.start(tempfile::tempfile().unwrap(), &guest_memory(), false, true).unwrap().unwrap();
-    assert_eq!(ring.take_kick(), Err(SetupError::Kick));
-}
-
 /// A disk whose guest may write `limit` bytes.
 fn limited(mode: DiskMode, limit: u64) -> (Bench, Spy) {
     let image = Spy::new(&[1; 64 * 512]);
     let bench = Bench::new(mode, &image);
-    let budget = super::super::budget::Budget::map(super::super::budget::tests::counter(), limit).unwrap();
+    let budget = crate::block::budget::Budget::map(crate::block::budget::tests::counter(), limit).unwrap();
     (Bench { disk: bench.disk.with_budget(Some(budget)), ..bench }, image)
 }
 

@@ -1,11 +1,11 @@
 //! The whole server over a real vhost-user connection, with the `vhost` crate's front end.
 
-use super::super::backend::Backend;
 use super::super::server::{End, ServeError, serve};
+use super::super::uring::Uring;
 use super::*;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use wire::Channel;
-use wire::message::{FromBlock, ToDevice};
+use wire::message::{DiskEngine, FromBlock, ToDevice};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const HEADER: u64 = BUFFERS;
 const STATUS: u64 = BUFFERS + 0x100;
 const DATA: u64 = SEAM - 512;
 
-struct Machine {
-    driver: Driver,
-    front_end: Frontend,
+pub(super) struct Machine {
+    pub(super) driver: Driver,
+    pub(super) front_end: Frontend,
     kick: EventFd,
     call: EventFd,
     error: EventFd,
@@ -34,35 +34,43 @@ struct Machine {
 }
 
 /// Guest memory in a memfd, the second region before the first one in the file.
-fn shared_memory() -> Memory {
+fn shared_memory() -> Arc<Memory> {
     let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
     file.set_len(MEMORY_END).unwrap();
     let second = usize::try_from(MEMORY_END - SEAM).unwrap();
-    Memory::from_ranges_with_files([
+    let memory = Memory::from_ranges_with_files([
         (
             GuestAddress(0),
             usize::try_from(SEAM).unwrap(),
             Some(FileOffset::new(file.try_clone().unwrap(), MEMORY_END - SEAM)),
         ),
         (GuestAddress(SEAM), second, Some(FileOffset::new(file, 0))),
-    ])
-    .unwrap()
+    ]);
+    Arc::new(memory.unwrap())
 }
 
-fn regions(memory: &Memory) -> Vec<VhostUserMemoryRegionInfo> {
+pub(super) fn regions(memory: &Memory) -> Vec<VhostUserMemoryRegionInfo> {
     memory.iter().map(|region| VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()).collect()
 }
 
 impl Machine {
     fn new(mode: DiskMode, image: &Spy) -> Self {
+        Self::with_engine(mode, image, DiskEngine::Sync)
+    }
+
+    pub(super) fn with_engine(mode: DiskMode, image: &Spy, engine: DiskEngine) -> Self {
         let overlay = (mode == DiskMode::Ephemeral).then(|| Box::new(Spy::new(&[])) as Box<dyn Store>);
         let capacity = SectorCount::from_bytes(image.content().len() as u64).unwrap();
         let id = DiskId::try_from("disk0".to_owned()).unwrap();
         let disk = Disk::new(mode, capacity, id, Box::new(image.clone()), overlay).unwrap();
-        let backend = Backend::new(disk, 1).unwrap();
         let (broker, control) = Channel::pair().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let server = std::thread::spawn(move || serve(&control, theirs, backend));
+        let image = image.clone();
+        // A ring belongs to the thread that made it.
+        let server = std::thread::spawn(move || {
+            let uring = (engine == DiskEngine::IoUring).then(|| Uring::new(image.0.file.as_fd()).unwrap());
+            serve(&control, theirs, crate::block::backend(disk, uring).unwrap())
+        });
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         Self {
             driver: Driver { memory: shared_memory(), index: 0 },
@@ -76,7 +84,7 @@ impl Machine {
     }
 
     /// As a front end does up to DRIVER_OK.
-    fn activate(&mut self) {
+    pub(super) fn activate(&mut self) {
         let features = self.front_end.get_features().unwrap();
         self.front_end.set_features(features).unwrap();
         let protocol = self.front_end.get_protocol_features().unwrap();
@@ -101,7 +109,7 @@ impl Machine {
         }
     }
 
-    fn start(&mut self) {
+    pub(super) fn start(&mut self) {
         self.front_end.set_mem_table(&regions(&self.driver.memory)).unwrap();
         self.front_end.set_vring_num(0, QUEUE_SIZE).unwrap();
         self.front_end.set_vring_base(0, 0).unwrap();
@@ -112,7 +120,7 @@ impl Machine {
         self.front_end.set_vring_enable(0, true).unwrap();
     }
 
-    fn request(&mut self, kind: u32, sector: u64, out: &[u8], in_bytes: u32) -> (u8, Vec<u8>) {
+    pub(super) fn request(&mut self, kind: u32, sector: u64, out: &[u8], in_bytes: u32) -> (u8, Vec<u8>) {
         let len = in_bytes.max(u32::try_from(out.len()).unwrap());
         let flags = if in_bytes > 0 { WRITE } else { 0 };
         self.driver.put(HEADER, &header(kind, sector));
@@ -129,7 +137,7 @@ impl Machine {
         (self.driver.get(STATUS, 1)[0], self.driver.get(DATA, usize::try_from(in_bytes).unwrap()))
     }
 
-    fn join(self) -> Result<End, ServeError> {
+    pub(super) fn join(self) -> Result<End, ServeError> {
         drop(self.front_end);
         self.server.join().unwrap()
     }
@@ -286,6 +294,32 @@ fn ring_address_outside_memory_ends_the_connection() {
 #[test]
 fn change_of_a_running_ring_ends_the_connection() {
     assert_fault(|machine| machine.front_end.set_vring_num(0, 16).unwrap_err_or_closed());
+}
+
+#[test]
+fn kick_that_cannot_be_waited_for_ends_the_connection() {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    let file = tempfile::tempfile().unwrap();
+    assert_fault(|machine| {
+        #[allow(unsafe_code, reason = "the front end takes vmm-sys-util's EventFd alone")]
+        // SAFETY: the number is that of a descriptor that nobody else owns.
+        let file = unsafe { EventFd::from_raw_fd(file.into_raw_fd()) };
+        machine.front_end.set_vring_kick(0, &file).unwrap_err_or_closed();
+    });
+}
+
+#[test]
+fn kick_of_a_stopped_ring_wakes_nobody() {
+    let mut machine = Machine::new(DiskMode::ReadOnly, &Spy::new(&[7; 64 * 512]));
+    machine.activate();
+    machine.front_end.get_vring_base(0).unwrap();
+    machine.kick.write(1).unwrap();
+    machine.front_end.get_features().unwrap();
+    machine.driver.put(AVAILABLE, &[0; 0x1000]);
+    machine.driver.put(USED, &[0; 0x1000]);
+    machine.driver.index = 0;
+    machine.start();
+    assert_eq!(machine.request(IN, 0, &[], 512), (0, vec![7; 512]), "and the new kick does");
 }
 
 trait UnwrapErrOrClosed {

@@ -10,7 +10,7 @@ use nix::sys::stat::Mode;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use wire::message::{DiskMode, StartBlock};
+use wire::message::{DiskEngine, DiskMode, StartBlock};
 use wire::{Channel, ChannelError, DiskId, SectorCount};
 
 /// An image of 8 sectors, open for reading and writing, and for reading.
@@ -44,11 +44,21 @@ fn start_with(
     write_limit_bytes: Option<u64>,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(), BlockError> {
+    start_by(DiskEngine::Sync, mode, sectors, write_limit_bytes, fds)
+}
+
+fn start_by(
+    engine: DiskEngine,
+    mode: DiskMode,
+    sectors: u64,
+    write_limit_bytes: Option<u64>,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), BlockError> {
     let (broker, child) = Channel::pair().unwrap();
     let (_front_end, socket) = UnixStream::pair().unwrap();
     let capacity = SectorCount::try_from(sectors).unwrap();
     let id = DiskId::try_from(String::new()).unwrap();
-    let message = StartBlock { audit: false, mode, capacity, id, write_limit_bytes };
+    let message = StartBlock { audit: false, mode, engine, capacity, id, write_limit_bytes };
     let fds: Vec<_> = std::iter::once(socket.as_fd()).chain(fds.iter().copied()).collect();
     broker.send(&message, &fds).unwrap();
     prepare(child.recv().unwrap()).map(drop)
@@ -61,6 +71,20 @@ fn image_is_taken_over_in_each_mode() {
     start(DiskMode::ReadWrite, 8, &[image.writable.as_fd()]).unwrap();
     start(DiskMode::Ephemeral, 8, &[image.readable.as_fd(), overlay.as_fd()]).unwrap();
     assert_eq!(overlay.metadata().unwrap().len(), 8 * 512);
+}
+
+#[test]
+fn ring_comes_with_its_engine_and_a_descriptor_of_its_own() {
+    let (image, overlay) = (image(), tempfile::tempfile().unwrap());
+    let start = |mode, fds: &[BorrowedFd<'_>]| start_by(DiskEngine::IoUring, mode, 8, None, fds);
+    start(DiskMode::ReadOnly, &[image.readable.as_fd(), image.readable.as_fd()]).unwrap();
+    start(DiskMode::ReadWrite, &[image.writable.as_fd(), image.writable.as_fd()]).unwrap();
+    let missing = start(DiskMode::ReadOnly, &[image.readable.as_fd()]);
+    assert!(matches!(missing, Err(BlockError::Control(ChannelError::Fds { got: 2, expected: 3 }))));
+    let open = start(DiskMode::ReadOnly, &[image.readable.as_fd(), image.writable.as_fd()]);
+    assert!(matches!(open, Err(BlockError::Access { .. })), "more than the mode needs");
+    let ephemeral = start(DiskMode::Ephemeral, &[image.readable.as_fd(), overlay.as_fd(), image.readable.as_fd()]);
+    assert!(matches!(ephemeral, Err(BlockError::EphemeralUring)));
 }
 
 #[test]

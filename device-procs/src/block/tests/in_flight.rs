@@ -1,0 +1,125 @@
+//! What holds for one request after the other holds for many in flight; and what is particular to them.
+
+use super::{BenchOf, *};
+
+type Bench = BenchOf<true>;
+
+#[allow(clippy::duplicate_mod, reason = "the same cases hold for both engines, see in_flight.rs")]
+#[path = "malformed.rs"]
+mod malformed;
+#[allow(clippy::duplicate_mod, reason = "the same cases hold for both engines, see in_flight.rs")]
+#[path = "requests.rs"]
+mod requests;
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH as FLUSH, VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT};
+
+/// A kernel that holds everything until it is told how many to let go.
+#[derive(Debug)]
+struct Held {
+    inner: Lazy,
+    let_go: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Kernel for Held {
+    fn push(&mut self, tag: u16, operation: Operation) {
+        self.inner.push(tag, operation);
+    }
+
+    fn enter(&mut self, wait: bool) -> Result<(), Errno> {
+        if wait {
+            self.let_go.store(usize::MAX, std::sync::atomic::Ordering::SeqCst);
+        }
+        self.inner.enter(wait)
+    }
+
+    fn pop(&mut self) -> Option<Completion> {
+        use std::sync::atomic::Ordering::SeqCst;
+        self.let_go.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).ok().and_then(|_| self.inner.pop())
+    }
+
+    fn is_behind(&self) -> bool {
+        self.inner.is_behind()
+    }
+}
+
+/// A disk whose kernel holds `published` requests.
+fn holding(mode: DiskMode, requests: &[(u32, u64)]) -> (Bench, Spy, Arc<std::sync::atomic::AtomicUsize>) {
+    let image = Spy::new(&(0..64u8).flat_map(|sector| [sector; 512]).collect::<Vec<_>>());
+    let mut bench = Bench::new(mode, &image);
+    let let_go = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let inner = Lazy { store: image.clone(), queued: Vec::new(), done: Vec::new(), count: 0 };
+    bench.ring.set_kernel(Box::new(Held { inner, let_go: Arc::clone(&let_go) }));
+    for (n, &(kind, sector)) in (0..).zip(requests) {
+        let at = BUFFERS + 0x1000 * n;
+        bench.driver.put(at, &header(kind, sector));
+        bench.driver.put(at + 16, &[0xee]);
+        let table = TABLE + 64 * n;
+        let data = (at + 512, 512, if kind == IN { WRITE } else { 0 });
+        let chain = [(at, 16, 0), data, (at + 16, 1, WRITE)];
+        let chain = if kind == FLUSH { &[chain[0], chain[2]][..] } else { &chain[..] };
+        bench.driver.link(table, chain);
+        let len = u32::try_from(16 * chain.len()).unwrap();
+        Desc(table, len, INDIRECT, 0).store(&bench.driver.memory, DESCRIPTORS, usize::try_from(n).unwrap());
+        bench.driver.publish(u16::try_from(n).unwrap());
+    }
+    assert_eq!(bench.process().unwrap(), Progress::Idle);
+    (bench, image, let_go)
+}
+
+fn status(bench: &Bench, n: u64) -> u8 {
+    bench.driver.get(BUFFERS + 0x1000 * n + 16, 1)[0]
+}
+
+#[test]
+fn head_in_flight_is_refused_and_everything_else_is_answered_first() {
+    let (mut bench, _image, _let_go) = holding(DiskMode::ReadOnly, &[(IN, 1), (IN, 2)]);
+    assert_eq!(bench.driver.used_index(), 0, "nothing is done yet");
+    bench.driver.publish(1);
+    assert!(matches!(bench.process(), Err(RingError::InFlight(1))));
+    assert_eq!((bench.driver.used_index(), signals(&bench.error)), (2, 1));
+    assert_eq!((status(&bench, 0), status(&bench, 1)), (0, 0));
+}
+
+#[test]
+fn stop_waits_for_what_is_in_flight() {
+    let (mut bench, image, _let_go) = holding(DiskMode::ReadWrite, &[(OUT, 1), (IN, 2), (FLUSH, 0)]);
+    bench.ring.drain(&mut bench.disk);
+    assert_eq!((bench.driver.used_index(), signals(&bench.call)), (3, 1));
+    assert_eq!(image.0.syncs.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(bench.ring.stop(), 3);
+}
+
+#[test]
+fn memory_lives_as_long_as_something_is_in_flight() {
+    let (mut bench, _image, _let_go) = holding(DiskMode::ReadOnly, &[(IN, 7)]);
+    let weak = Arc::downgrade(&bench.driver.memory);
+    bench.driver.memory = guest_memory();
+    assert!(weak.upgrade().is_some());
+    bench.ring.drain(&mut bench.disk);
+    assert!(weak.upgrade().is_none());
+}
+
+#[test]
+fn answers_come_as_they_are_done_and_not_as_they_were_asked_for() {
+    let (mut bench, _image, let_go) = holding(DiskMode::ReadOnly, &[(IN, 1), (IN, 2)]);
+    let_go.store(1, std::sync::atomic::Ordering::SeqCst);
+    bench.process().unwrap();
+    assert_eq!((bench.driver.last_used().0, status(&bench, 0), status(&bench, 1)), (0, 0, 0xee));
+    let_go.store(1, std::sync::atomic::Ordering::SeqCst);
+    bench.process().unwrap();
+    assert_eq!((bench.driver.last_used().0, bench.driver.used_index()), (1, 2));
+}
+
+#[test]
+fn flush_is_handed_over_after_the_writes_that_were_answered() {
+    let (mut bench, image, _let_go) = holding(DiskMode::ReadWrite, &[(OUT, 1)]);
+    bench.ring.drain(&mut bench.disk);
+    let writes = image.0.writes.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!((writes, image.0.syncs.load(std::sync::atomic::Ordering::SeqCst)), (1, 0));
+    bench.driver.put(BUFFERS, &header(FLUSH, 0));
+    bench.driver.link(DESCRIPTORS, &[(BUFFERS, 16, 0), (BUFFERS + 16, 1, WRITE)]);
+    bench.driver.publish(0);
+    bench.process().unwrap();
+    bench.ring.drain(&mut bench.disk);
+    assert_eq!((bench.driver.used_index(), image.0.syncs.load(std::sync::atomic::Ordering::SeqCst)), (2, 1));
+}
