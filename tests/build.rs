@@ -25,10 +25,14 @@ fn main() {
     println!("cargo::rerun-if-changed=guest");
     println!("cargo::rerun-if-changed=build.rs");
     let out = std::env::var("OUT_DIR").unwrap_or_default();
-    for (name, flags) in [("guest.elf", &[][..]), ("guest-pvh.elf", &["--cfg", "pvh"][..])] {
+    for (name, source, flags) in [
+        ("guest.elf", "guest/main.rs", &[][..]),
+        ("guest-pvh.elf", "guest/main.rs", &["--cfg", "pvh"][..]),
+        ("guest-quick.elf", "guest/quick.rs", &[][..]),
+    ] {
         let to = Path::new(&out).join(name);
         let built = match std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
-            Ok("x86_64") => build(&to, flags),
+            Ok("x86_64") => build(&to, source, flags),
             _ => std::fs::write(&to, arm64_image()).map_err(|error| error.to_string()),
         };
         if let Err(why) = built {
@@ -54,14 +58,14 @@ fn arm64_image() -> Vec<u8> {
     image
 }
 
-fn build(to: &Path, flags: &[&str]) -> Result<(), String> {
+fn build(to: &Path, source: &str, flags: &[&str]) -> Result<(), String> {
     let compiler = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     let target = std::env::var("TARGET").unwrap_or_default();
     let script = "link-arg=-Wl,-T,guest/link.ld,--build-id=none,--no-eh-frame-hdr,-n";
     let mut command = Command::new(compiler);
     command.args(["--edition", "2024", "--crate-type", "bin", "--crate-name", "guest", "--target", &target]);
     command.args(CODEGEN.iter().chain([&script]).flat_map(|option| ["-C", option]));
-    command.args(flags).arg("-o").arg(to).arg("guest/main.rs");
+    command.args(flags).arg("-o").arg(to).arg(source);
     // The flags of the hosted binaries are not for the guest. The compiler warns of the missing sse2; that is meant.
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("RUSTC_WRAPPER");
     let output = command.output().map_err(|error| error.to_string())?;

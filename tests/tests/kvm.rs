@@ -37,6 +37,15 @@ fn guest_by_pvh_prints_its_banner() {
 }
 
 #[test]
+fn guest_of_the_benchmarks_prints_one_byte_and_ends_as_it_is_told() {
+    for (end, code, reason) in [("reset", 10, "guest-reboot"), ("triple", 13, "triple-fault")] {
+        let ended = Machine::of(Guest::Quick, &format!("end={end}")).run();
+        ended.expect(code, reason);
+        assert_eq!(ended.report["console"]["received_bytes"], 1, "{}", ended.story());
+    }
+}
+
+#[test]
 fn uart_registers_and_transmit_interrupt_work() {
     pass(Machine::new("test=uart"), &["uart"]);
 }

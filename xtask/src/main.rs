@@ -1,6 +1,7 @@
-//! Tasks of the repository: `cargo xtask demo | test | policies | lab | fuzz | corpus | diagnoses | unsafe | tidy`.
+//! Tasks of the repository: `cargo xtask demo | test | bench | policies | lab | fuzz | corpus | diagnoses | unsafe | tidy`.
 
 mod architecture;
+mod bench;
 mod binaries;
 mod command;
 mod console;
@@ -88,6 +89,11 @@ enum Task {
         #[arg(long)]
         bare: bool,
     },
+    /// Measure launch, memory, console, disks and density beside QEMU's smallest machine, on this machine's /dev/kvm.
+    ///
+    /// Prints a table with the ratios and what is to be reached; the exit code does not depend on them.
+    /// docs/PERFORMANCE.md says what each figure means.
+    Bench(bench::Arguments),
     /// Trace every jailed process through the tests, and print for each filter what it allows and what was used of it.
     ///
     /// Exit code 1 when a rule without a mark was not used, a mark was refuted, or a call was missing. Without --lab, only
@@ -173,6 +179,7 @@ fn run(task: Task) -> Result<ExitCode> {
                 None => visit::run(machine.emulator()?, run.as_deref(), bare).map(status),
             }
         }
+        Task::Bench(arguments) => bench::main(&arguments).map(|()| status(0)),
         Task::Policies { arch, lab, json } => policies::run(arch, lab, json).map(|clean| status(i32::from(!clean))),
         Task::ThreatModel { check, arch } => threat_model::run(arch, check).map(|()| status(0)),
         Task::Fuzz(arguments) => fuzz::main(&arguments).map(|totals| sums(&totals)),
