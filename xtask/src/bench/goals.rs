@@ -1,6 +1,7 @@
 //! What is to be reached. It is shown beside what was measured, and never decides anything.
 
 use super::figure::{Figures, ratio};
+use super::lab;
 use super::subject::{BULKHEAD, DD, QEMU};
 
 /// A bound on a figure.
@@ -9,7 +10,7 @@ pub(crate) enum Bound {
     /// At most this value, in the figure's unit.
     AtMost(f64),
     /// At least this value.
-    #[allow(dead_code, reason = "goals of this kind belong to the lab's part")]
+    #[allow(dead_code, reason = "no goal is of this kind yet")]
     AtLeast(f64),
     /// At most this many times what another subject has.
     TimesAtMost(f64, &'static str),
@@ -72,6 +73,21 @@ pub(crate) const GOALS: &[Goal] = &[
     goal("disk", "1 MiB write, depth 32", Some(Bound::TimesAtLeast(0.9, DD)), None),
     goal("disk", "system calls a request, 4 KiB read, depth 32", None, Some(Bound::AtMost(1.0))),
     goal("disk", "system calls a request, 4 KiB write, depth 32", None, Some(Bound::AtMost(1.0))),
+    goal(lab::BOOT, "user space", Some(Bound::TimesAtMost(0.55, QEMU)), Some(Bound::TimesAtMost(0.48, QEMU))),
+    goal(
+        lab::DISK,
+        "1 MiB sequential read",
+        Some(Bound::TimesAtLeast(1.2, QEMU)),
+        Some(Bound::TimesAtLeast(1.3, QEMU)),
+    ),
+    goal(lab::DISK, "1 MiB random read", Some(Bound::TimesAtLeast(1.2, QEMU)), Some(Bound::TimesAtLeast(1.3, QEMU))),
+    goal(
+        lab::DISK,
+        "4 KiB sequential read",
+        Some(Bound::TimesAtLeast(2.0, QEMU)),
+        Some(Bound::TimesAtLeast(2.7, QEMU)),
+    ),
+    goal(lab::DISK, "4 KiB random read", Some(Bound::TimesAtLeast(2.0, QEMU)), Some(Bound::TimesAtLeast(2.7, QEMU))),
 ];
 
 /// The goal of a figure of ours, if there is one.
