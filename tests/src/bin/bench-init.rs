@@ -5,9 +5,10 @@ use anyhow::{Context, Result};
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::time::{ClockId, clock_gettime};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const DISK: &str = "/dev/vda";
 /// As many bytes of the disk are used.
@@ -17,6 +18,10 @@ const ALIGNMENT: usize = 4096;
 
 fn main() {
     println!("bench: user space");
+    // The clock starts when the kernel does, after its decompression.
+    if let Ok(time) = clock_gettime(ClockId::CLOCK_MONOTONIC) {
+        say("kernel's own clock", Duration::from(time).as_secs_f64() * 1e3);
+    }
     if let Err(error) = run() {
         println!("bench-init: {error:#}");
     }

@@ -80,7 +80,7 @@ impl Groups {
     /// Where a figure belongs, and what it is.
     fn kind(&self, name: &str) -> (&'static str, &'static str, Better) {
         match name {
-            "user space" | "user space, quiet" | "gone" => (self.boot, "ms", Better::Lower),
+            "user space" | "user space, quiet" | "kernel's own clock" | "gone" => (self.boot, "ms", Better::Lower),
             "outside of the guest" | "programs" => (self.boot, "% of the processor's time", Better::Lower),
             "fsync" => (self.disk, "1/s", Better::Higher),
             small if small.starts_with("4 KiB") => (self.disk, "1/s", Better::Higher),
@@ -143,7 +143,7 @@ fn figure(line: &str) -> Option<(&'static str, String, f64)> {
     let name = match (run, name) {
         ("boot", name) => name.to_owned(),
         ("quiet", "user space") => "user space, quiet".to_owned(),
-        ("disk", "user space" | "outside of the guest" | "programs" | "gone") => return None,
+        ("disk", "user space" | "kernel's own clock" | "outside of the guest" | "programs" | "gone") => return None,
         ("disk", name) => name.to_owned(),
         _ => return None,
     };
