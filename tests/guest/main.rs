@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod bench;
 mod block;
 mod boot;
 mod console;
@@ -25,7 +26,13 @@ pub struct Args(&'static [u8]);
 impl Args {
     /// The value of `name=value`.
     pub fn get(self, name: &str) -> Option<&'static [u8]> {
-        self.0.split(|&b| b == b' ').find_map(|word| word.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        self.nth(name, 0)
+    }
+
+    /// The nth value of `name=value`.
+    pub fn nth(self, name: &str, n: usize) -> Option<&'static [u8]> {
+        let value = |word: &'static [u8]| word.strip_prefix(name.as_bytes())?.strip_prefix(b"=");
+        self.0.split(|&b| b == b' ').filter_map(value).nth(n)
     }
 
     /// The value of `name=123`.

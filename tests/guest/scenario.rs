@@ -3,7 +3,7 @@
 use crate::boot::{BootInfo, TRAMPOLINE};
 use crate::console::{self, PORT};
 use crate::cpu::{self, GSI_BASE, TICKS_PER_MS, TIMER, inb, outb};
-use crate::{Args, Outcome, block, power_off};
+use crate::{Args, Outcome, bench, block, power_off};
 use core::ptr::{addr_of_mut, copy_nonoverlapping, read_volatile, write_volatile};
 
 const SERIAL_GSI: u8 = 4;
@@ -24,6 +24,7 @@ pub fn run(name: &[u8], args: Args, boot: BootInfo) -> Outcome {
         b"zero" => zero(args),
         b"ready" => Ok(()),
         b"none" => Ok(()),
+        b"bench-blk" => bench::run(args),
         name => block::run(name, args),
     }
 }
@@ -235,10 +236,12 @@ fn acpi() -> Outcome {
     if checksum(dsdt, read(dsdt + 4) as usize) != 0 { Err("the DSDT's checksum is wrong") } else { Ok(()) }
 }
 
-/// Prints `flood_kib` without end of line, as fast as the transmitter takes it.
+/// Prints `flood_kib` without end of line, as fast as the transmitter takes it: `flood_burst` bytes, as many as its FIFO
+/// holds if not given, for each look at the line status.
 fn flood(args: Args) -> Outcome {
+    let burst = args.number("flood_burst").unwrap_or(16).max(1);
     for n in 0..args.number("flood_kib").unwrap_or(64) * 1024 {
-        if n % 16 == 0 {
+        if n % burst == 0 {
             console::byte(b'#');
         } else {
             outb(PORT, b'#');

@@ -75,8 +75,12 @@ pub struct Device {
 impl Device {
     /// The disk `n`, not initialized.
     pub fn new(n: u8) -> Self {
-        let vector = cpu::route(5 + n);
-        Self { base: 0xd000_0000 + usize::from(n) * 0x1000, vector, features: 0, avail: 0, seen: 0 }
+        Self::at(0xd000_0000 + usize::from(n) * 0x1000, 5 + n)
+    }
+
+    /// A device elsewhere.
+    pub fn at(base: usize, gsi: u8) -> Self {
+        Self { base, vector: cpu::route(gsi), features: 0, avail: 0, seen: 0 }
     }
 
     pub fn read(&self, register: usize) -> u32 {
@@ -129,15 +133,16 @@ impl Device {
         // SAFETY: the device was just reset and does not use the rings.
         unsafe { addr_of_mut!(RINGS).write_bytes(0, 1) };
         (self.avail, self.seen) = (0, 0);
+        // SAFETY: only addresses are taken.
+        let (avail, used) = unsafe { (addr_of_mut!(RINGS.avail) as u64, addr_of_mut!(RINGS.used) as u64) };
+        self.activate(SIZE, [addr_of_mut!(RINGS) as u64, avail, used])
+    }
+
+    /// Starts the device with a queue elsewhere: its descriptors, available and used ring.
+    pub fn activate(&self, size: u16, parts: [u64; 3]) -> bool {
         self.write(QUEUE_SEL, 0);
-        self.write(QUEUE_NUM, u32::from(SIZE));
-        for (register, address) in [
-            (QUEUE_DESC, addr_of_mut!(RINGS) as u64),
-            // SAFETY: only addresses are taken.
-            (QUEUE_DRIVER, unsafe { addr_of_mut!(RINGS.avail) } as u64),
-            // SAFETY: as above.
-            (QUEUE_DEVICE, unsafe { addr_of_mut!(RINGS.used) } as u64),
-        ] {
+        self.write(QUEUE_NUM, u32::from(size));
+        for (register, address) in [QUEUE_DESC, QUEUE_DRIVER, QUEUE_DEVICE].into_iter().zip(parts) {
             self.write(register, address as u32);
             self.write(register + 4, (address >> 32) as u32);
         }
@@ -205,11 +210,16 @@ impl Device {
             unsafe { write_volatile(addr_of_mut!(RINGS.avail[2 + SIZE as usize]), wanted.wrapping_sub(1)) }
         }
         cpu::wait_ms(limit_ms, || back(self));
-        let status = self.read(INTERRUPT_STATUS);
-        self.write(INTERRUPT_ACK, status);
+        self.acknowledge();
         let good = back(self);
         self.seen = self.used();
         good
+    }
+
+    /// Acknowledges the interrupts that came, as a driver does after each.
+    pub fn acknowledge(&self) {
+        let status = self.read(INTERRUPT_STATUS);
+        self.write(INTERRUPT_ACK, status);
     }
 
     /// How many interrupts came.

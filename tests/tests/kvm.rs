@@ -171,6 +171,28 @@ fn many_requests_in_flight_and_indirect_ones_come_back_once() {
 }
 
 #[test]
+fn driver_of_the_benchmarks_writes_one_place_after_the_other() {
+    let machine = Machine::new("test=bench-blk op=write bytes=512 depth=1 count=5");
+    let folder = tempfile::tempdir().unwrap();
+    let image = disk::image(folder.path(), "disk.img", SECTORS);
+    let ended = pass(machine.disk(&image, "rw"), &["bench-blk"]);
+    assert!(ended.console.starts_with("BEGIN\nEND\n"), "{}", ended.story());
+    // What it writes is what it read first: the first sector.
+    let image = std::fs::read(&image).unwrap();
+    assert_eq!(changed(&image), [1, 2, 3, 4, 5]);
+    assert!((1..=5).all(|n| image[n * 512..(n + 1) * 512] == image[..512]));
+}
+
+#[test]
+fn driver_of_the_benchmarks_keeps_two_disks_busy() {
+    let machine = Machine::new("test=bench-blk op=read random=1 bytes=4096 depth=32 count=500 disks=2");
+    let folder = tempfile::tempdir().unwrap();
+    let images = ["first.img", "second.img"].map(|name| disk::image(folder.path(), name, SECTORS));
+    pass(machine.disk(&images[0], "rw").disk(&images[1], "rw"), &["bench-blk"]);
+    assert!(images.iter().all(|image| changed(&std::fs::read(image).unwrap()).is_empty()));
+}
+
+#[test]
 fn malformed_requests_get_an_error_status_or_stop_the_device_until_its_reset() {
     let image = on_disk(&["blk-malformed", "blk-read"], "rw");
     assert!(changed(&image).is_empty());

@@ -3,6 +3,10 @@
 //! Everything is measured on this machine's /dev/kvm with bare-metal guests and all jails on. Subjects take turns within a
 //! run, and what counts is the ratio. Nothing is asserted: whatever the figures are, the exit code is 0.
 
+mod console;
+mod counts;
+mod density;
+mod disk;
 mod figure;
 mod goals;
 mod host;
@@ -10,7 +14,10 @@ mod json;
 mod lab;
 mod lab_qemu;
 mod launch;
+mod memory;
+mod page;
 mod plot;
+mod processes;
 mod run;
 mod subject;
 mod table;
@@ -62,6 +69,14 @@ enum Part {
     Launch,
     /// A Debian kernel to user space, and its disk, in the lab.
     Lab,
+    /// What a VM costs besides the guest's memory, and what an idle one does.
+    Memory,
+    /// How fast a guest prints, and what each byte costs.
+    Console,
+    /// How many requests, and how many bytes, a guest gets from its disks.
+    Disk,
+    /// How many VMs fit into 2 GiB besides each other, and how many can be launched in a second.
+    Density,
 }
 
 /// What all parts need.
@@ -97,7 +112,12 @@ impl Setup {
 
     /// Where a run's errors go.
     fn log(&self) -> PathBuf {
-        self.folder.path().join("log")
+        self.file("log")
+    }
+
+    /// A file of the benchmark's own.
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 }
 
@@ -124,6 +144,9 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     if let Some(folder) = &arguments.plots {
         plot::all(&findings, folder)?;
     }
+    if arguments.write {
+        page::write(&findings)?;
+    }
     Ok(())
 }
 
@@ -143,6 +166,10 @@ fn measure(parts: &[Part], arguments: &Arguments) -> Result<Findings> {
         match part {
             // The labs need no setup, and are done.
             Part::Lab => {}
+            Part::Memory => memory::measure(&setup, &mut figures)?,
+            Part::Console => console::measure(&setup, &mut figures)?,
+            Part::Disk => disk::measure(&setup, &mut figures)?,
+            Part::Density => density::measure(&setup, &mut figures)?,
             Part::Launch => {
                 launch::measure(&setup, &mut figures)?;
                 timings = launch::timings(&setup);

@@ -3,7 +3,7 @@
 
 use super::figure::{Better, Figure, Figures};
 use super::json::Findings;
-use super::subject::{BULKHEAD, DD, FLOOR, QEMU};
+use super::subject::{BULKHEAD, FLOOR, NO_GUEST, QEMU};
 use super::table::number;
 use crate::paths;
 use anyhow::Result;
@@ -14,11 +14,19 @@ use std::path::Path;
 
 /// Widths and heights in pixels.
 const WIDTH: f64 = 760.0;
-const LABELS: f64 = 190.0;
+const LABELS: f64 = 210.0;
 const VALUES: f64 = 90.0;
 const ROW: f64 = 20.0;
 const MARGIN: f64 = 12.0;
 const TITLE: f64 = 30.0;
+
+/// The file of the steps of a launch.
+pub(crate) const STEPS: &str = "steps.svg";
+
+/// The file of a group.
+pub(crate) fn name(group: &str) -> String {
+    format!("{}.svg", group.replace(' ', "-"))
+}
 
 /// Draws everything into a folder; the names of the files, in order.
 ///
@@ -32,10 +40,10 @@ pub(crate) fn all(findings: &Findings, folder: &Path) -> Result<Vec<String>> {
         anyhow::Ok(())
     };
     for group in findings.figures.groups() {
-        put(format!("{group}.svg"), bars(&findings.figures, group))?;
+        put(name(group), bars(&findings.figures, group))?;
     }
     if let Some(picture) = findings.timings.as_ref().and_then(steps) {
-        put("steps.svg".to_owned(), picture)?;
+        put(STEPS.to_owned(), picture)?;
     }
     Ok(names)
 }
@@ -62,7 +70,8 @@ pub(crate) fn bars(figures: &Figures, group: &str) -> String {
 
 /// One bar, from `y` on, with so many pixels to a unit.
 fn bar(body: &mut String, figure: &Figure, y: f64, scale: f64) {
-    let (median, min, max) = (figure.median() * scale, figure.min() * scale, figure.max() * scale);
+    // A difference may be negative, where what was to be seen is less than what others do meanwhile.
+    let [median, min, max] = [figure.median(), figure.min(), figure.max()].map(|value| value.max(0.0) * scale);
     let middle = y + ROW / 2.0;
     text(body, MARGIN, middle + 4.0, "", &figure.subject);
     rectangle(body, (LABELS, y + 3.0), (median, ROW - 6.0), color(&figure.subject), "");
@@ -118,7 +127,8 @@ const PALETTE: [&str; 6] = ["#2f6f9f", "#c8702a", "#4f8f4f", "#8a5aa8", "#a84a4a
 fn color(subject: &str) -> &'static str {
     match subject {
         QEMU => "#c8702a",
-        FLOOR | DD => GREY,
+        FLOOR => GREY,
+        _ if subject.starts_with(NO_GUEST) => GREY,
         _ if subject.starts_with(BULKHEAD) => "#2f6f9f",
         _ => "#8a5aa8",
     }
@@ -182,6 +192,12 @@ mod tests {
         assert_eq!(widths.len(), 2);
         assert!((widths[1] - 4.0 * widths[0]).abs() < 0.5, "{widths:?}");
         assert!(widths[1] <= WIDTH - LABELS - VALUES);
+    }
+
+    #[test]
+    fn bar_of_a_negative_value_has_no_width() {
+        let picture = bars(&Figures(vec![figure(BULKHEAD, &[-1.0]), figure(QEMU, &[4.0])]), "launch");
+        assert!(picture.contains("width=\"0.0\"") && !picture.contains("width=\"-"), "{picture}");
     }
 
     #[test]

@@ -10,8 +10,8 @@ pub(crate) const BULKHEAD: &str = "bulkhead";
 pub(crate) const QEMU: &str = "qemu microvm";
 /// The fewest KVM calls that start a guest.
 pub(crate) const FLOOR: &str = "floor";
-/// Reading or writing the same file without a guest.
-pub(crate) const DD: &str = "dd";
+/// Reading or writing the same file as `dd` does.
+pub(crate) const NO_GUEST: &str = "no guest";
 
 /// The guest's memory everywhere.
 pub(crate) const MEMORY_MIB: u32 = 128;
@@ -51,6 +51,14 @@ impl Subject {
         match self {
             Self::Bulkhead => 10,
             Self::Qemu | Self::Floor => 0,
+        }
+    }
+
+    /// The names under which guest memory stands in the maps of its processes.
+    pub(crate) fn guest_memory(self) -> &'static str {
+        match self {
+            Self::Bulkhead | Self::Floor => "/memfd:guest-memory",
+            Self::Qemu => "/memfd:memory-backend-memfd",
         }
     }
 
@@ -95,5 +103,10 @@ impl Guests {
     /// Prints one byte and ends.
     pub(crate) fn quick(&self) -> PathBuf {
         self.0.join("guest-quick.elf")
+    }
+
+    /// The one of the tests, which QEMU takes as well.
+    pub(crate) fn scenarios(&self) -> PathBuf {
+        self.0.join("guest-pvh.elf")
     }
 }
