@@ -1,4 +1,4 @@
-# Runs the benchmark in the lab's host; xtask puts assignments before it: runs, disk_runs, memory, limit, qemu (the words that
+# Runs the benchmark in the lab's host; xtask puts assignments before it: runs, memory, limit, qemu (the words that
 # run it) and qemu_console.
 export TMPDIR=/bulkhead/bench
 mkdir -p "$TMPDIR" && chmod 1777 "$TMPDIR"
@@ -30,8 +30,6 @@ for subject in bulkhead qemu; do measure "$subject warm" bench=boot; done
 for run in $(seq "$runs"); do
     for subject in bulkhead qemu; do measure "$subject boot" bench=boot; done
     for subject in bulkhead qemu; do measure "$subject quiet" "bench=boot quiet"; done
-done
-for run in $(seq "$disk_runs"); do
     for subject in bulkhead qemu; do measure "$subject disk" "bench=disk quiet" "$disk"; done
 done
 exit $status

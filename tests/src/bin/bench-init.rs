@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 const DISK: &str = "/dev/vda";
 /// As many bytes of the disk are used.
 const SPAN: u64 = 64 << 20;
+/// Blocks that are written and made durable one by one.
+const FSYNCS: u64 = 100;
 /// Where a transfer past the page cache must begin and end, in memory and on the disk.
 const ALIGNMENT: usize = 4096;
 
@@ -49,7 +51,7 @@ fn run() -> Result<()> {
 /// Past the page cache, one request at a time.
 fn direct() -> Result<()> {
     let disk = File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(DISK).context(DISK)?;
-    for (size, name, requests) in [(4096, "4 KiB", 1500), (1 << 20, "1 MiB", 200)] {
+    for (size, name, requests) in [(4096, "4 KiB", 600), (1 << 20, "1 MiB", 80)] {
         let mut memory = vec![0; size + ALIGNMENT];
         let from = memory.as_ptr().align_offset(ALIGNMENT);
         let buffer = memory.get_mut(from..from + size).context("no aligned memory")?;
@@ -76,10 +78,10 @@ fn cached() -> Result<()> {
     say("cached sequential write", per_second(SPAN, start) / 1e6);
     let block = [7; 4096];
     let start = Instant::now();
-    for at in 0..200 {
+    for at in 0..FSYNCS {
         disk.write_all_at(&block, at * 4096).and_then(|()| disk.sync_all()).context("fsync")?;
     }
-    say("fsync", per_second(200, start));
+    say("fsync", per_second(FSYNCS, start));
     Ok(())
 }
 

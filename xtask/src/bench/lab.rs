@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Boots of each subject unless told otherwise; a third as many measure the disk.
+/// Runs of each subject unless told otherwise; one is a boot, a boot with `quiet`, and one with a disk.
 const RUNS: usize = 9;
 /// The groups of figures of the x86_64 lab, for which there are goals.
 pub(super) const BOOT: &str = "boot in the lab";
@@ -46,7 +46,7 @@ pub(crate) fn measure(architecture: Architecture, runs: Option<usize>, figures: 
     add_guest(&mut disk, &lab, &binaries)?;
     disk.script("bulkhead/run", script(architecture, &qemu, runs));
     let groups = Groups::of(architecture);
-    progress(format_args!("lab: {runs} boots of each, {} with a disk", disk_runs(runs)));
+    progress(format_args!("lab: {runs} runs of each"));
     let watch = lab::watch(PATIENCE, |line| {
         println!("{line}");
         if let Some((subject, name, value)) = figure(line) {
@@ -89,10 +89,6 @@ impl Groups {
     }
 }
 
-fn disk_runs(runs: usize) -> usize {
-    runs.div_ceil(3)
-}
-
 /// Our programs, and what both subjects boot.
 fn add_guest(disk: &mut Tree, lab: &Lab, binaries: &Binaries) -> Result<()> {
     let named = |name: &str| -> Result<&PathBuf> {
@@ -124,8 +120,7 @@ fn script(architecture: Architecture, qemu: &str, runs: usize) -> String {
         Architecture::Aarch64 => ("-M virt,gic-version=host", "ttyAMA0"),
     };
     let qemu = format!("{qemu} {machine} -global virtio-mmio.force-legacy=false");
-    let disk_runs = disk_runs(runs);
-    let numbers = format!("runs={runs} disk_runs={disk_runs} memory={MEMORY_MIB} limit={LIMIT}");
+    let numbers = format!("runs={runs} memory={MEMORY_MIB} limit={LIMIT}");
     let body = include_str!("../../../tests/lab/l1-bench.sh");
     format!("#!/bin/sh\n{numbers}\nqemu='{qemu}' qemu_console={console}\n{body}")
 }
