@@ -1,12 +1,16 @@
-//! Shared memory: memfds that are sized once and sealed. The broker never maps them.
+//! Shared memory: memfds that are sized once and sealed, or a file alone in a file system of its size. The broker never maps
+//! them.
 
 use crate::config::HugePages;
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::ftruncate;
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, ftruncate, unlinkat};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
+use tracing::debug;
 use wire::MemoryBytes;
 
 /// Why memory could not be had.
@@ -40,7 +44,12 @@ pub(crate) enum MemoryError {
 /// # Errors
 /// When the kernel has not that much of it, in particular in huge pages.
 pub(crate) fn guest_memory(size: MemoryBytes, huge: Option<HugePages>) -> Result<OwnedFd, MemoryError> {
-    let Some(page) = huge else { return sealed(c"guest-memory", size.get(), MFdFlags::empty()) };
+    let Some(page) = huge else {
+        return alone_in_tmpfs(size.get()).or_else(|errno| {
+            debug!("guest memory is in small pages, as it has no file system of its own: {errno}");
+            sealed(c"guest-memory", size.get(), MFdFlags::empty())
+        });
+    };
     let page_mib = page.bytes() >> 20;
     let flags = MFdFlags::MFD_HUGETLB
         | match page {
@@ -104,6 +113,27 @@ pub(crate) fn seal(log: &impl AsFd) -> Result<(), MemoryError> {
     fcntl(log, FcntlArg::F_ADD_SEALS(seals)).map(drop).map_err(|errno| MemoryError::Memfd(0, errno))
 }
 
+/// A file that takes transparent huge pages where its mappings ask for them (`huge=advise`, tmpfs(5)), which a memfd does
+/// only where the administrator lets all of them. It is alone in a file system that has no place in any tree, no room
+/// beyond its size, and nothing that can be executed; that stands in for seals, which only memfds have. What it lacks is
+/// the one against shrinking: no process that gets it may call ftruncate.
+fn alone_in_tmpfs(bytes: u64) -> Result<OwnedFd, Errno> {
+    let error = |error: rustix::io::Errno| Errno::from_raw(error.raw_os_error());
+    let made = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(error)?;
+    for (key, value) in [("size", bytes.to_string().as_str()), ("huge", "advise"), ("mode", "0700")] {
+        fsconfig_set_string(&made, key, value).map_err(error)?;
+    }
+    fsconfig_create(&made).map_err(error)?;
+    let flags =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let root = fsmount(&made, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(error)?;
+    let access = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let file = openat(&root, c"guest-memory", access, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    unlinkat(&root, c"guest-memory", UnlinkatFlags::NoRemoveDir)?;
+    ftruncate(&file, i64::try_from(bytes).map_err(|_too_large| Errno::EFBIG)?)?;
+    Ok(file)
+}
+
 fn sealed(name: &CStr, bytes: u64, flags: MFdFlags) -> Result<OwnedFd, MemoryError> {
     let error = |errno| MemoryError::Memfd(bytes, errno);
     let fd = create(name, flags | MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).map_err(error)?;
@@ -135,8 +165,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guest_memory_has_its_size_for_good() {
-        let fd = guest_memory(MemoryBytes::try_from(4 << 20).unwrap(), None).unwrap();
+    fn memory_in_a_file_system_of_its_own_has_no_room_beyond_its_size() {
+        let fd = match alone_in_tmpfs(4 << 20) {
+            Err(Errno::EPERM) => return eprintln!("skipped: only root can mount"),
+            made => made.unwrap(),
+        };
+        assert_eq!(nix::sys::stat::fstat(&fd).unwrap().st_size, 4 << 20);
+        let write = |at| nix::sys::uio::pwrite(&fd, &[1], at);
+        assert_eq!([0, 1 << 20, (4 << 20) - 1].map(write), [Ok(1); 3]);
+        fallocate(&fd, FallocateFlags::empty(), 0, 4 << 20).unwrap();
+        assert_eq!(write(4 << 20), Err(Errno::ENOSPC));
+        // Nobody maps it as code.
+        let size = std::num::NonZeroUsize::new(4096).unwrap();
+        let code = nix::sys::mman::ProtFlags::PROT_EXEC;
+        #[allow(unsafe_code, reason = "a mapping of the test's own")]
+        // SAFETY: a new mapping, which is refused, at an address that the kernel chooses.
+        let mapped = unsafe { nix::sys::mman::mmap(None, size, code, nix::sys::mman::MapFlags::MAP_SHARED, &fd, 0) };
+        assert_eq!(mapped, Err(Errno::EPERM));
+    }
+
+    #[test]
+    fn sealed_memory_has_its_size_for_good() {
+        let fd = sealed(c"guest-memory", 4 << 20, MFdFlags::empty()).unwrap();
         assert_eq!(nix::sys::stat::fstat(&fd).unwrap().st_size, 4 << 20);
         assert_eq!(ftruncate(&fd, 8 << 20), Err(Errno::EPERM));
         assert_eq!(ftruncate(&fd, 0), Err(Errno::EPERM));

@@ -1,16 +1,17 @@
 //! Any sequence of register accesses to the virtio-mmio transport, and whatever the device process does meanwhile.
 //!
 //! The device process is started only with a queue that lies in guest memory and with features that were offered, and
-//! never a second time before it was stopped.
+//! never a second time before it was stopped. What the guest reads in memory is what a read would answer.
 
 use crate::seeds::Seed;
 use arbitrary::{Result, Unstructured};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileMemory};
 use vmm_core::vmm::virtio::device::{Health, VirtioDevice};
 use vmm_core::vmm::virtio::mmio::MmioTransport;
+use vmm_core::vmm::virtio::view::Views;
 use vmm_core::vmm::virtio::{Backend, Offer, QUEUE_SIZE_MAX, Queue, VERSION_1};
+use wire::DiskCount;
 use wire::message::StopReason;
 
 const MEMORY: [(u64, usize); 2] = [(0, 0x1_0000), (0x10_0000, 0x1000)];
@@ -70,11 +71,14 @@ pub fn run(bytes: &[u8]) {
 
 fn play(input: &mut Unstructured<'_>) -> Result<()> {
     let memory = GuestMemoryMmap::from_ranges(&MEMORY.map(|(start, bytes)| (GuestAddress(start), bytes)));
-    let (disk, health) = (Disk::default(), Arc::new(Health::default()));
+    let disk = Disk::default();
     let offer = Offer { features: OFFERED, config: (0..60).collect() };
     let memory = memory.expect("guest memory");
-    let device = VirtioDevice::new("disk 1".to_owned(), offer, memory, disk.clone(), Arc::clone(&health));
-    let mut transport = MmioTransport::new(device);
+    let device = VirtioDevice::new("disk 1".to_owned(), offer, memory, disk.clone(), Arc::new(Health::default()));
+    let views = Views::map(DiskCount::try_from(1).expect("one disk")).expect("memory").expect("a view");
+    let mut transport = MmioTransport::new(device, Some(views.of(0)));
+    let alarm = transport.alarm();
+    compare(&views, &transport);
     while !input.is_empty() {
         let before = status(&transport);
         match input.int_in_range(0..=4_u8)? {
@@ -114,15 +118,25 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
             }
             _ => {
                 let what = input.arbitrary::<u8>()?;
-                health.needs_reset.fetch_or(what & 1 != 0, Ordering::SeqCst);
-                health.config_changed.fetch_or(what & 2 != 0, Ordering::SeqCst);
+                if what & 1 != 0 {
+                    alarm.raise();
+                }
                 disk.0.lock().expect("one thread").fails |= what == 0xff;
             }
         }
+        compare(&views, &transport);
         let active = disk.0.lock().expect("one thread").active;
         assert!(!active || status(&transport) & DRIVER_OK != 0, "the device runs before DRIVER_OK");
     }
     Ok(())
+}
+
+/// What the guest reads without leaving, against what it would be answered.
+fn compare(views: &Views, transport: &MmioTransport<Disk>) {
+    let (mut answered, mut shown) = ([0; 0x200], [0; 0x200]);
+    transport.read(0, &mut answered);
+    views.memory().as_volatile_slice().read_slice(&mut shown, 0).expect("a window");
+    assert_eq!(answered, shown, "the guest reads something else than it would be answered");
 }
 
 fn status(transport: &MmioTransport<Disk>) -> u32 {

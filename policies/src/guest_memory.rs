@@ -6,15 +6,19 @@
 
 use nix::errno::Errno;
 
-/// Keeps `bytes` bytes from `start` on out of core dumps and out of any child, and has huge pages taken for them where the
-/// administrator lets those have them that ask (transparent_hugepage/shmem_enabled is `advise`).
+/// What a guest touches that is no more than a few pages of code: it shall not take a huge page.
+const SMALL_BYTES: usize = 2 << 20;
+
+/// Keeps `bytes` bytes from `start` on out of core dumps and out of any child, and has huge pages taken for them, but for the
+/// first, where the file gives them to those that ask (tmpfs(5), `huge=advise`).
 ///
 /// # Errors
 /// When the range is not mapped, or does not begin with a page.
 pub fn keep_private(start: *mut u8, bytes: usize) -> Result<(), Errno> {
     advise(start, bytes, libc::MADV_DONTDUMP)?;
     advise(start, bytes, libc::MADV_DONTFORK)?;
-    match advise(start, bytes, libc::MADV_HUGEPAGE) {
+    let small = bytes.min(SMALL_BYTES);
+    match advise(start.wrapping_add(small), bytes.saturating_sub(small), libc::MADV_HUGEPAGE) {
         // A kernel without transparent huge pages, or memory that is in huge pages already.
         Ok(()) | Err(Errno::EINVAL) => Ok(()),
         Err(errno) => Err(errno),

@@ -46,14 +46,14 @@ fn no_process_dumps_or_shares_its_memory() {
     let (running, seen) = machine();
     seen.iter().for_each(Seen::assert_keeps_its_memory);
     // The vmm has mapped guest memory before its jail was shut: out of dumps (dd), not for children (dc), not mergeable.
-    let mapped = seen[3].mapping_flags("memfd:guest-memory");
+    let mapped = seen[3].mapping_flags("guest-memory");
     assert!(!mapped.is_empty(), "{:?}", seen[3]);
     for flags in mapped {
         let has = |flag: &str| flags.iter().any(|one| one == flag);
         assert!(has("dd") && has("dc") && has("sh") && !has("mg"), "{flags:?}");
     }
     // The disk's process maps it later, as shared memory all the same.
-    let mapped = seen[1].mapping_flags("memfd:guest-memory");
+    let mapped = seen[1].mapping_flags("guest-memory");
     assert!(!mapped.is_empty() && mapped.iter().all(|flags| flags.iter().any(|flag| flag == "sh")), "{mapped:?}");
     end(running);
 }
@@ -137,7 +137,7 @@ fn every_process_holds_the_descriptors_of_its_row_and_no_other() {
             ("pipe", 1),
             ("anon_inode:[eventpoll]", 1),
             ("anon_inode:[eventfd]", 3),
-            ("memfd:guest-memory", 1),
+            ("guest-memory", 1),
             ("first.img", 1),
         ]),
         // And not this one, which has got nothing of the guest yet.
@@ -146,7 +146,7 @@ fn every_process_holds_the_descriptors_of_its_row_and_no_other() {
         row(&[
             ("socket", 4),
             ("pipe", 1),
-            ("memfd:guest-memory", 1),
+            ("guest-memory", 1),
             ("memfd:posted-writes", 1),
             ("anon_inode:kvm-vm", 1),
             ("anon_inode:kvm-vcpu:0", 1),

@@ -71,7 +71,11 @@ impl Programs {
     }
 }
 
-fn add_modules(tree: &mut Tree, kernel: &Kernel, names: &[&str]) -> Result<()> {
+/// Adds modules and what they need, and `modules/order`, in which order they are inserted.
+///
+/// # Errors
+/// When a module cannot be read.
+pub(crate) fn add_modules(tree: &mut Tree, kernel: &Kernel, names: &[&str]) -> Result<()> {
     let mut order = String::new();
     for module in kernel.modules(names)? {
         order.push_str(&module.name);

@@ -15,6 +15,7 @@ pub mod native {
 
     pub mod boot;
     pub mod bzimage;
+    pub mod cache;
     pub mod cpuid;
     pub mod elf;
     pub mod machine;
@@ -31,9 +32,10 @@ pub mod native {
 pub mod native {
     pub use super::aarch64::*;
 
+    pub mod cache;
     pub mod gic;
     pub mod machine;
     pub mod vcpu;
 }
 
-pub use native::{boot, layout, machine, regs, vcpu};
+pub use native::{boot, cache, layout, machine, regs, vcpu};

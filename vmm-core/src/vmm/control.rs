@@ -7,14 +7,13 @@ use super::crew::{Crew, Dump};
 use super::fds::borrow;
 use super::start::{Parts, StartError};
 use super::virtio::device::{Health, VirtioDevice};
-use super::virtio::mmio::MmioTransport;
+use super::virtio::mmio::{Alarm, MmioTransport};
 use super::virtio::vhost::failed;
 use crate::arch::regs::{self, EntryError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use wire::message::{Entry, FromVmm, MachineSeen, StopReason, ToVmm, VcpuSeen};
 use wire::{Channel, ChannelError, Text};
@@ -61,12 +60,12 @@ struct Woken {
 pub struct Control {
     parts: Parts,
     crew: Crew,
-    health: Vec<Arc<Health>>,
+    alarms: Vec<Alarm>,
 }
 
 impl Control {
     pub(super) fn new(parts: Parts, crew: Crew) -> Self {
-        Self { parts, crew, health: Vec::new() }
+        Self { parts, crew, alarms: Vec::new() }
     }
 
     /// Runs the guest, from what the device processes offer to its end.
@@ -93,13 +92,13 @@ impl Control {
         let mut transports = Vec::with_capacity(self.parts.disks.len());
         for (index, disk) in self.parts.disks.iter_mut().enumerate() {
             let offer = disk.back_end.offer()?;
-            let health = Arc::new(Health::default());
             let Some(requester) = disk.requester.take() else { continue };
             let name = format!("disk {}", index.saturating_add(1));
             let memory = self.parts.memory.clone();
-            let device = VirtioDevice::new(name, offer, memory, requester, Arc::clone(&health));
-            transports.push(MmioTransport::new(device));
-            self.health.push(health);
+            let device = VirtioDevice::new(name, offer, memory, requester, Arc::new(Health::default()));
+            let transport = MmioTransport::new(device, disk.view.take());
+            self.alarms.push(transport.alarm());
+            transports.push(transport);
         }
         self.parts.devices.plug(transports);
         Ok(())
@@ -186,10 +185,9 @@ impl Control {
 
     /// A device process has stopped its device: the driver learns that it needs a reset.
     fn device_stopped(&self, index: usize) {
-        let (Some(disk), Some(health)) = (self.parts.disks.get(index), self.health.get(index)) else { return };
+        let (Some(disk), Some(alarm)) = (self.parts.disks.get(index), self.alarms.get(index)) else { return };
         disk.error.read().unwrap_or(0);
-        health.needs_reset.store(true, Ordering::SeqCst);
-        health.config_changed.store(true, Ordering::SeqCst);
+        alarm.raise();
         if let Err(error) = disk.call.write(1) {
             self.parts.ending.end(failed(index, &error));
         }
@@ -238,7 +236,7 @@ impl Control {
                 channel.send(&FromVmm::Registers { vcpu, lines }, &[])?;
             }
         }
-        let disks = self.health.iter().map(|health| health.seen()).collect();
+        let disks = self.alarms.iter().map(|alarm| alarm.health().seen()).collect();
         channel.send(&FromVmm::Seen(MachineSeen { vcpus, disks }), &[])?;
         Ok(())
     }

@@ -4,10 +4,12 @@
 
 #![allow(unsafe_code, reason = "KVM takes guest memory by its address in this process")]
 
-use kvm_bindings::kvm_userspace_memory_region;
+use super::virtio::view::{ViewError, Views};
+use crate::arch::layout;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
-use wire::VcpuCount;
+use wire::{DiskCount, VcpuCount};
 
 /// The stable version of KVM's interface (KVM API KVM_GET_API_VERSION).
 const API_VERSION: i32 = 12;
@@ -40,6 +42,9 @@ pub enum MachineError {
         "KVM refused to set a vCPU up; on a host with cores of several kinds, name those of one kind in machine.cpus"
     )]
     Cores(#[source] kvm_ioctls::Error),
+    /// There is no memory for the registers of the disks.
+    #[error(transparent)]
+    Views(#[from] ViewError),
     /// A list for KVM was longer than it takes.
     #[error("a list for KVM is too long")]
     List,
@@ -66,12 +71,19 @@ pub fn check_host(kvm: &Kvm, vcpus: VcpuCount, needed: &[(Cap, &'static str)]) -
     if usize::from(vcpus.get()) > most { Err(MachineError::Vcpus(most)) } else { Ok(()) }
 }
 
-/// Gives guest memory to a virtual machine. The caller keeps `memory` for as long as a vCPU can run.
+/// Gives a virtual machine its memory, and, for reading alone, the registers of its disks where KVM has such memory. The
+/// caller keeps `memory` and the result for as long as a vCPU can run.
 ///
 /// # Errors
 /// When KVM refuses it.
-pub fn set_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MachineError> {
-    for (slot, region) in (0..).zip(memory.iter()) {
+pub fn set_memory(
+    kvm: &Kvm,
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    disks: DiskCount,
+) -> Result<Option<Views>, MachineError> {
+    let mut slots = 0..;
+    for (region, slot) in memory.iter().zip(&mut slots) {
         let address = region
             .get_host_address(MemoryRegionAddress(0))
             .map_err(|_no_address| MachineError::Lacks("address for guest memory"))?;
@@ -86,5 +98,22 @@ pub fn set_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MachineErro
         // this process touches guest memory only through vm-memory, which expects it to change at any time.
         unsafe { vm.set_user_memory_region(region) }.map_err(|error| MachineError::Kvm("take guest memory", error))?;
     }
-    Ok(())
+    if !kvm.check_extension(Cap::ReadonlyMem) {
+        return Ok(None);
+    }
+    let views = Views::map(disks)?;
+    if let (Some(views), Some(slot)) = (&views, slots.next()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: layout::VIRTIO_START,
+            memory_size: views.memory().size() as u64,
+            userspace_addr: views.memory().as_ptr().addr() as u64,
+        };
+        // SAFETY: the range is a mapping of exactly this size, which `Platform` keeps for as long as a vCPU can run; the
+        // guest only reads it.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(|error| MachineError::Kvm("show the registers of the disks", error))?;
+    }
+    Ok(views)
 }

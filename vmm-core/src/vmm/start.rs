@@ -6,9 +6,10 @@ use super::crew::{Crew, CrewError, Shared};
 use super::devices::Devices;
 use super::ending::Ending;
 use super::serial::SerialProxy;
-use super::virtio::mmio::QUEUE_NOTIFY;
+use super::virtio::mmio::{INTERRUPT_ACK, INTERRUPT_USED, QUEUE_NOTIFY};
 use super::virtio::request::{Requester, Requests, Watch};
 use super::virtio::vhost::{BackEnd, Events};
+use super::virtio::view::View;
 use super::{fds, kick};
 use crate::arch::layout::{SERIAL_GSI, virtio_gsi, virtio_window};
 use crate::arch::machine::{self, MachineError, Platform};
@@ -137,6 +138,8 @@ pub(super) struct DiskParts {
     pub(super) error: EventFd,
     /// The vCPU threads' end, until it is plugged in.
     pub(super) requester: Option<Requester>,
+    /// Where the guest reads its registers, until it is plugged in.
+    pub(super) view: Option<View>,
 }
 
 /// Receives the first message and builds the machine.
@@ -167,7 +170,10 @@ fn build(control: &Channel) -> Result<Prepared, StartError> {
         let requester = Requester::new(index, asked, clone(&wake)?, Arc::clone(&watch), ending);
         disk_parts(index, disk, watch, &memory, requester)
     });
-    let disks = disks.collect::<Result<Vec<_>, _>>()?;
+    let mut disks = disks.collect::<Result<Vec<_>, _>>()?;
+    for (disk, index) in disks.iter_mut().zip(0..) {
+        disk.view = platform.views().map(|views| views.of(index));
+    }
     let shared = Shared::new(Arc::clone(&ending), Arc::clone(&devices), watch, start.debug);
     let control = Parts { wake, ending, devices, memory, disks, requests, _platform: platform };
     Ok(Prepared { audit: start.audit, vcpus, shared, control })
@@ -217,19 +223,27 @@ fn take(fds: Vec<OwnedFd>, disks: usize) -> Result<Fds, StartError> {
     Ok(Fds { kvm, memory, serial, ring, doorbell, serial_irq, disks })
 }
 
-/// Wires eventfds to KVM: interrupts in, queue notifications out.
-fn connect(platform: &Platform, serial_irq: &EventFd, disks: &[Disk]) -> Result<(), MachineError> {
+/// Wires eventfds to KVM: interrupts in, queue notifications out, and acknowledgements of used buffers to nobody.
+fn connect(platform: &Platform, serial_irq: &EventFd, disks: &[Disk]) -> Result<(), StartError> {
+    let vm = platform.vm();
     let irq = |event, gsi| {
-        let registered = platform.vm().register_irqfd(event, gsi);
+        let registered = vm.register_irqfd(event, gsi);
         registered.map_err(|error| MachineError::Kvm("connect an interrupt", error))
     };
+    // Each of 32 bits, and of one value: all others leave the guest as without.
+    let register = |event, index, offset, value: u32| {
+        let address = IoEventAddress::Mmio(virtio_window(index).saturating_add(offset));
+        let registered = vm.register_ioevent(event, &address, value);
+        registered.map_err(|error| MachineError::Kvm("connect a register of a disk", error))
+    };
     irq(serial_irq, SERIAL_GSI)?;
+    // KVM keeps it; nobody listens, and a counter that is full stays so.
+    let nobody = eventfd()?;
     for (index, disk) in (0..).zip(disks) {
         irq(&disk.call, virtio_gsi(index))?;
-        let notify = IoEventAddress::Mmio(virtio_window(index).saturating_add(QUEUE_NOTIFY));
-        // The value is the queue's index, of 32 bits (virtio 1.2 §4.2.2, QueueNotify).
-        let registered = platform.vm().register_ioevent(&disk.kick, &notify, 0_u32);
-        registered.map_err(|error| MachineError::Kvm("connect a queue's notification", error))?;
+        // The value is the queue's index (virtio 1.2 §4.2.2, QueueNotify).
+        register(&disk.kick, index, QUEUE_NOTIFY, 0)?;
+        register(&nobody, index, INTERRUPT_ACK, INTERRUPT_USED)?;
     }
     Ok(())
 }
@@ -245,7 +259,7 @@ fn disk_parts(
     let events = Events { kick: disk.kick, call: clone(&disk.call)?, error: clone(&error)? };
     let socket = disk.socket.try_clone().map_err(StartError::Descriptor)?;
     let back_end = BackEnd::new(index, disk.socket, watch, memory.clone(), events);
-    Ok(DiskParts { back_end, socket, call: disk.call, error, requester: Some(requester) })
+    Ok(DiskParts { back_end, socket, call: disk.call, error, requester: Some(requester), view: None })
 }
 
 /// Keeps this process to some of the host's CPUs, so that KVM sets the vCPUs up on, and runs them on, cores of one kind.

@@ -57,6 +57,29 @@ pub(crate) fn driver_that_waits_for_needs_reset() -> Vec<u8> {
     code
 }
 
+/// Takes 100 interrupts of disk 0 as drivers do, without any: reads the interrupt status and acknowledges it; tells the last
+/// one and the first letter of the magic value, and powers off.
+pub(crate) fn driver_that_acknowledges() -> Vec<u8> {
+    // mov ecx, 100; mov ebx, interrupt status; mov eax, [rbx]; mov [rbx + 4], eax; dec ecx; jnz to the read
+    let mut code = vec![0xb9, 100, 0, 0, 0, 0xbb];
+    code.extend(0xd000_0060_u32.to_le_bytes());
+    code.extend([0x8b, 0x03, 0x89, 0x43, 0x04, 0xff, 0xc9, 0x75, 0xf7]);
+    tell(&mut code, 0x60);
+    tell(&mut code, 0x00);
+    code.extend([0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee]);
+    code
+}
+
+/// Writes all ones to each word of disk 0's window, tells the magic value and the status, and powers off.
+pub(crate) fn driver_that_writes_everywhere() -> Vec<u8> {
+    let mut code = Vec::new();
+    (0..0x1000).step_by(4).for_each(|offset| store(&mut code, offset, u32::MAX));
+    tell(&mut code, 0x00);
+    tell(&mut code, 0x70);
+    code.extend([0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee]);
+    code
+}
+
 fn start() -> Vec<u8> {
     let mut code = Vec::new();
     for status in [0, 1, 3] {

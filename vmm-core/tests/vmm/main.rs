@@ -171,6 +171,30 @@ fn driver_starts_a_disk_and_notifies_its_queue() {
 }
 
 #[test]
+fn interrupt_of_a_disk_is_looked_at_and_acknowledged_without_leaving_the_guest() {
+    let mut vm = Vm::with_disk(1, &disk::driver_that_acknowledges(), disk::serve);
+    vm.run();
+    vm.registers();
+    let exits = vm.seen().vcpus[0].exits;
+    // Two letters, and the end.
+    assert_eq!((exits.mmio_reads, exits.mmio_writes, exits.port_writes), (0, 0, 3));
+    assert_eq!(vm.end(), StopReason::PowerOff);
+    assert_eq!(vm.output(), [1, b'v']);
+}
+
+#[test]
+fn guest_cannot_change_what_it_reads_of_a_disk() {
+    let mut vm = Vm::with_disk(1, &disk::driver_that_writes_everywhere(), disk::serve);
+    vm.run();
+    vm.registers();
+    let exits = vm.seen().vcpus[0].exits;
+    assert_eq!((exits.mmio_reads, exits.mmio_writes), (0, 0x400));
+    assert_eq!(vm.end(), StopReason::PowerOff);
+    // A status with all bits leaves out no step, but chooses no feature.
+    assert_eq!(vm.output(), [b'v', 1 | 2 | 128]);
+}
+
+#[test]
 fn disk_process_that_goes_away_ends_the_run() {
     // Notify queue 0; jmp $
     let mut guest = Vec::new();

@@ -1,6 +1,7 @@
 //! What is to be reached. It is shown beside what was measured, and never decides anything.
 
 use super::figure::{Figures, ratio};
+use super::lab;
 use super::subject::{BULKHEAD, NO_GUEST, QEMU};
 
 /// A bound on a figure.
@@ -67,6 +68,21 @@ pub(crate) const GOALS: &[Goal] = &[
     goal("disk", "1 MiB write, depth 32", Some(Bound::TimesAtLeast(0.9, NO_GUEST)), None),
     goal("disk costs", "system calls, 4 KiB random read, depth 32", None, Some(Bound::AtMost(1.0))),
     goal("disk costs", "system calls, 4 KiB random write, depth 32", None, Some(Bound::AtMost(1.0))),
+    goal(lab::BOOT, "user space", Some(Bound::TimesAtMost(0.55, QEMU)), Some(Bound::TimesAtMost(0.48, QEMU))),
+    goal(
+        lab::DISK,
+        "1 MiB sequential read",
+        Some(Bound::TimesAtLeast(1.2, QEMU)),
+        Some(Bound::TimesAtLeast(1.3, QEMU)),
+    ),
+    goal(lab::DISK, "1 MiB random read", Some(Bound::TimesAtLeast(1.2, QEMU)), Some(Bound::TimesAtLeast(1.3, QEMU))),
+    goal(
+        lab::DISK,
+        "4 KiB sequential read",
+        Some(Bound::TimesAtLeast(2.0, QEMU)),
+        Some(Bound::TimesAtLeast(2.7, QEMU)),
+    ),
+    goal(lab::DISK, "4 KiB random read", Some(Bound::TimesAtLeast(2.0, QEMU)), Some(Bound::TimesAtLeast(2.7, QEMU))),
 ];
 
 /// The goal of a figure of ours, if there is one.

@@ -11,6 +11,8 @@ mod figure;
 mod goals;
 mod host;
 mod json;
+mod lab;
+mod lab_qemu;
 mod launch;
 mod memory;
 mod page;
@@ -40,6 +42,9 @@ pub(crate) struct Arguments {
     /// What to measure; everything when nothing is named.
     #[arg(value_enum)]
     parts: Vec<Part>,
+    /// The architecture of the lab, this machine's if not given.
+    #[arg(long, value_enum)]
+    arch: Option<Architecture>,
     /// How often each thing is measured; each part has a number of its own if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     runs: Option<u16>,
@@ -62,6 +67,8 @@ pub(crate) struct Arguments {
 enum Part {
     /// From exec to the first byte of the guest, and to the end of the last process.
     Launch,
+    /// A Debian kernel to user space, and its disk, in the lab.
+    Lab,
     /// What a VM costs besides the guest's memory, and what an idle one does.
     Memory,
     /// How fast a guest prints, and what each byte costs.
@@ -124,7 +131,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         (true, None) => Part::value_variants(),
         _ => &arguments.parts,
     };
-    let mut findings = if parts.is_empty() { Findings::default() } else { measure(parts, arguments.runs)? };
+    let mut findings = if parts.is_empty() { Findings::default() } else { measure(parts, arguments)? };
     if let Some(older) = older {
         let host = if parts.is_empty() { older.host } else { findings.host };
         let timings = findings.timings.or(older.timings);
@@ -143,12 +150,22 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn measure(parts: &[Part], runs: Option<u16>) -> Result<Findings> {
-    let setup = Setup::prepare(runs)?;
+fn measure(parts: &[Part], arguments: &Arguments) -> Result<Findings> {
     let mut figures = Figures::default();
     let mut timings = None;
+    if parts.contains(&Part::Lab) {
+        let architecture = arguments.arch.unwrap_or(Architecture::native());
+        lab::measure(architecture, arguments.runs.map(usize::from), &mut figures)?;
+        if parts == [Part::Lab] {
+            let qemu = command::find_program("qemu-system-x86_64").unwrap_or_default();
+            return Ok(Findings { host: Host::probe(&qemu), figures, timings });
+        }
+    }
+    let setup = Setup::prepare(arguments.runs)?;
     for part in parts {
         match part {
+            // The labs need no setup, and are done.
+            Part::Lab => {}
             Part::Memory => memory::measure(&setup, &mut figures)?,
             Part::Console => console::measure(&setup, &mut figures)?,
             Part::Disk => disk::measure(&setup, &mut figures)?,

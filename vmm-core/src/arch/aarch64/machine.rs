@@ -8,6 +8,7 @@ use super::layout::ipa_bits;
 use super::vcpu::Vcpu;
 pub use crate::vmm::machine::MachineError;
 use crate::vmm::machine::{check_host, set_memory};
+use crate::vmm::virtio::view::Views;
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
     kvm_vcpu_init,
@@ -26,8 +27,9 @@ const DEFAULT_ADDRESS_BITS: u32 = 40;
 #[derive(Debug)]
 pub struct Platform {
     vm: VmFd,
-    // KVM reaches guest memory through this mapping for as long as a vCPU can run.
+    // KVM reaches guest memory and the views through these mappings for as long as a vCPU can run.
     _memory: GuestMemoryMmap,
+    views: Option<Views>,
 }
 
 /// Builds a machine.
@@ -41,9 +43,9 @@ pub fn build(
 ) -> Result<(Arc<Platform>, Vec<Vcpu>), MachineError> {
     check_host(kvm, start.vcpus, &[(Cap::ArmPsci02, "PSCI 0.2"), (Cap::DeviceCtrl, "device control")])?;
     let vm = create_vm(kvm, start.memory)?;
-    set_memory(&vm, memory)?;
+    let views = set_memory(kvm, &vm, memory, start.disks)?;
     let gic = Gic::create(&vm, start.gic, start.vcpus)?;
-    let platform = Arc::new(Platform { vm, _memory: memory.clone() });
+    let platform = Arc::new(Platform { vm, _memory: memory.clone(), views });
     let mut target = kvm_vcpu_init::default();
     platform.vm.get_preferred_target(&mut target).map_err(MachineError::Cores)?;
     for feature in features(&platform.vm) {
@@ -103,5 +105,11 @@ impl Platform {
     #[must_use]
     pub fn vm(&self) -> &VmFd {
         &self.vm
+    }
+
+    /// The registers of the disks as the guest reads them, where KVM can keep it from writing them.
+    #[must_use]
+    pub fn views(&self) -> Option<&Views> {
+        self.views.as_ref()
     }
 }

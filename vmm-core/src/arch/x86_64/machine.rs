@@ -10,6 +10,7 @@ use super::msr;
 use super::vcpu::Vcpu;
 use crate::vmm::machine::{check_host, set_memory};
 use crate::vmm::sync::lock;
+use crate::vmm::virtio::view::Views;
 use kvm_bindings::{
     CpuId, KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES,
     KVM_PMU_CAP_DISABLE, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
@@ -40,8 +41,9 @@ pub use crate::vmm::machine::MachineError;
 pub struct Platform {
     vm: VmFd,
     ioapic: Mutex<Ioapic>,
-    // KVM reaches guest memory through this mapping for as long as a vCPU can run.
+    // KVM reaches guest memory and the views through these mappings for as long as a vCPU can run.
     _memory: GuestMemoryMmap,
+    views: Option<Views>,
 }
 
 /// Builds a machine.
@@ -56,7 +58,7 @@ pub fn build(
     let vcpus = start.vcpus;
     check_host(kvm, vcpus, &[(Cap::SplitIrqchip, "split interrupt chip")])?;
     let vm = kvm.create_vm().map_err(|error| MachineError::Kvm("create a virtual machine", error))?;
-    set_memory(&vm, memory)?;
+    let views = set_memory(kvm, &vm, memory, start.disks)?;
     switch_counters_off(&vm)?;
     // Hosts that need these two take them; the others have no such call.
     vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).unwrap_or(());
@@ -64,7 +66,7 @@ pub fn build(
     let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
     split.args[0] = u64::from(IOAPIC_PINS);
     vm.enable_cap(&split).map_err(|error| MachineError::Kvm("split the interrupt chip", error))?;
-    let platform = Arc::new(Platform { vm, ioapic: Mutex::default(), _memory: memory.clone() });
+    let platform = Arc::new(Platform { vm, ioapic: Mutex::default(), _memory: memory.clone(), views });
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|error| MachineError::Kvm("say its CPUID", error))?;
     let processor = cpuid::Machine { vcpus, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) };
@@ -121,6 +123,12 @@ impl Platform {
     #[must_use]
     pub fn vm(&self) -> &VmFd {
         &self.vm
+    }
+
+    /// The registers of the disks as the guest reads them, where KVM can keep it from writing them.
+    #[must_use]
+    pub fn views(&self) -> Option<&Views> {
+        self.views.as_ref()
     }
 
     /// A guest reads memory that belongs to the architecture; false if it does not.

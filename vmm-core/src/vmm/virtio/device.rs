@@ -31,6 +31,8 @@ pub mod status {
 /// What the control thread learns of a device process, and of the driver, while the guest runs.
 #[derive(Debug, Default)]
 pub struct Health {
+    /// The status bits that the driver has set.
+    driver: AtomicU32,
     /// The device process has stopped the device: it needs a reset.
     pub needs_reset: AtomicBool,
     /// The driver has not acknowledged the configuration change that announces it.
@@ -42,6 +44,13 @@ pub struct Health {
 }
 
 impl Health {
+    /// The device status.
+    #[must_use]
+    pub fn status(&self) -> u32 {
+        let driver = self.driver.load(Ordering::SeqCst);
+        if self.needs_reset.load(Ordering::SeqCst) { driver | status::NEEDS_RESET } else { driver }
+    }
+
     /// What was seen of the driver.
     #[must_use]
     pub fn seen(&self) -> DiskSeen {
@@ -93,7 +102,6 @@ pub struct VirtioDevice<B> {
     memory: GuestMemoryMmap,
     backend: B,
     health: Arc<Health>,
-    status: u32,
     driver_features: u64,
     queues: [Slot; QUEUES],
     active: bool,
@@ -104,8 +112,8 @@ impl<B: Backend> VirtioDevice<B> {
     /// A device in its reset state.
     pub fn new(name: String, offer: Offer, memory: GuestMemoryMmap, backend: B, health: Arc<Health>) -> Self {
         let refused = Grumble::default();
-        let (status, driver_features, queues, active) = (0, 0, [UNUSED; QUEUES], false);
-        Self { name, offer, memory, backend, health, status, driver_features, queues, active, refused }
+        let (driver_features, queues, active) = (0, [UNUSED; QUEUES], false);
+        Self { name, offer, memory, backend, health, driver_features, queues, active, refused }
     }
 
     /// The features that the device offers.
@@ -117,13 +125,13 @@ impl<B: Backend> VirtioDevice<B> {
     /// The device status.
     #[must_use]
     pub fn status(&self) -> u32 {
-        if self.health.needs_reset.load(Ordering::SeqCst) { self.status | status::NEEDS_RESET } else { self.status }
+        self.health.status()
     }
 
-    /// Whether a configuration change waits for its acknowledgement.
+    /// What the control thread learns of it.
     #[must_use]
-    pub fn config_changed(&self) -> bool {
-        self.health.config_changed.load(Ordering::SeqCst)
+    pub fn health(&self) -> &Arc<Health> {
+        &self.health
     }
 
     /// The driver has seen the configuration change.
@@ -159,7 +167,8 @@ impl<B: Backend> VirtioDevice<B> {
 
     /// The driver writes half of its features.
     pub fn write_driver_features(&mut self, select: u32, value: u32) {
-        if self.status & status::DRIVER == 0 || self.status & status::FEATURES_OK != 0 {
+        let status = self.driver_status();
+        if status & status::DRIVER == 0 || status & status::FEATURES_OK != 0 {
             return self.refuse("chooses features out of turn");
         }
         let (shift, mask) = match select {
@@ -180,8 +189,8 @@ impl<B: Backend> VirtioDevice<B> {
         if value == 0 {
             return self.reset();
         }
-        let new = value & status::ALL;
-        if new & self.status != self.status {
+        let (new, old) = (value & status::ALL, self.driver_status());
+        if new & old != old {
             self.refuse("clears a status bit without a reset");
             return Ok(());
         }
@@ -194,21 +203,20 @@ impl<B: Backend> VirtioDevice<B> {
             self.refuse("leaves out a step of the initialization");
             return Ok(());
         }
-        let added = new & !self.status;
+        let added = new & !old;
         if added & status::FEATURES_OK != 0 && !self.features_agreed() {
             self.refuse("chooses features that were not offered, or not VERSION_1");
-            self.status |= new & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
-            self.health.reached.fetch_or(self.status, Ordering::Relaxed);
+            self.set_driver_status(old | (new & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED)));
             return Ok(());
         }
-        self.status = new;
-        self.health.reached.fetch_or(new, Ordering::Relaxed);
+        self.set_driver_status(new);
         if added & status::DRIVER_OK != 0 { self.activate() } else { Ok(()) }
     }
 
     /// The driver writes a part of a queue's configuration.
     pub fn write_queue(&mut self, queue: u32, field: QueueField, value: u32) {
-        let open = self.status & (status::FEATURES_OK | status::DRIVER_OK | status::FAILED) == status::FEATURES_OK;
+        let steps = status::FEATURES_OK | status::DRIVER_OK | status::FAILED;
+        let open = self.driver_status() & steps == status::FEATURES_OK;
         let Some(slot) = self.slot(queue).copied() else {
             return self.refuse("configures a queue that does not exist");
         };
@@ -227,6 +235,15 @@ impl<B: Backend> VirtioDevice<B> {
             Ok(new) => self.set_slot(queue, new),
             Err(why) => self.refuse(why),
         }
+    }
+
+    fn driver_status(&self) -> u32 {
+        self.health.driver.load(Ordering::SeqCst)
+    }
+
+    fn set_driver_status(&self, status: u32) {
+        self.health.driver.store(status, Ordering::SeqCst);
+        self.health.reached.fetch_or(status, Ordering::Relaxed);
     }
 
     fn features_agreed(&self) -> bool {
@@ -249,7 +266,8 @@ impl<B: Backend> VirtioDevice<B> {
             self.active = false;
             self.backend.reset()?;
         }
-        (self.status, self.driver_features, self.queues) = (0, 0, [UNUSED; QUEUES]);
+        (self.driver_features, self.queues) = (0, [UNUSED; QUEUES]);
+        self.set_driver_status(0);
         self.health.needs_reset.store(false, Ordering::SeqCst);
         self.health.config_changed.store(false, Ordering::SeqCst);
         Ok(())

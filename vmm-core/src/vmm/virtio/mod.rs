@@ -1,12 +1,14 @@
 //! Virtio devices as the guest sees them. The devices themselves are processes of their own, reached by vhost-user.
 //!
-//! [`device`] is the part that any transport needs, [`mmio`] the virtio-mmio registers on top of it, [`vhost`] the
-//! control thread's conversation with the back ends and [`request`] how a vCPU thread asks for it.
+//! [`device`] is the part that any transport needs, [`mmio`] the virtio-mmio registers on top of it, [`view`] the memory in
+//! which the guest reads them, [`vhost`] the control thread's conversation with the back ends and [`request`] how a vCPU
+//! thread asks for it.
 
 pub mod device;
 pub mod mmio;
 pub mod request;
 pub mod vhost;
+pub mod view;
 
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use wire::message::StopReason;
