@@ -33,10 +33,14 @@ pub(crate) struct ConsoleFds {
     pub(crate) outputs: Vec<(ConsoleOutput, OwnedFd)>,
     /// The terminal that has to be raw while the guest runs.
     pub(crate) terminal: Option<OwnedFd>,
-    /// The most bytes that serial may put into a file; none where a file is the user's own redirection.
-    pub(crate) file_size_bytes: Option<u64>,
     /// Flags to be put back.
     pub(crate) borrowed: Vec<BorrowedFlags>,
+}
+
+/// The most bytes that serial may put into a file; none where standard output is a file, at whose end or place it writes.
+pub(crate) fn file_size_bytes(console: &Console) -> Option<u64> {
+    let is_redirected = || fstat(std::io::stdout()).is_ok_and(|stat| file_type(&stat) == SFlag::S_IFREG);
+    (!(console.stdio && is_redirected())).then_some(console.limit_bytes)
 }
 
 impl ConsoleFds {
@@ -45,13 +49,7 @@ impl ConsoleFds {
     /// # Errors
     /// When a file cannot be written.
     pub(crate) fn open(console: &Console, inputs: &[(u64, u64)]) -> Result<Self, ConsoleError> {
-        let mut fds = Self {
-            input: None,
-            outputs: Vec::new(),
-            terminal: None,
-            file_size_bytes: Some(console.limit_bytes),
-            borrowed: Vec::new(),
-        };
+        let mut fds = Self { input: None, outputs: Vec::new(), terminal: None, borrowed: Vec::new() };
         if console.stdio {
             fds.stdio(console.limit_bytes).map_err(ConsoleError::Stdio)?;
         }
@@ -80,7 +78,6 @@ impl ConsoleFds {
                 // Redirected by the user: at the user's place in it, and with the limit of any other file.
                 let fd = stdout.as_fd().try_clone_to_owned().map_err(|_no_fd| Errno::last())?;
                 self.outputs.push((ConsoleOutput::File { limit_bytes }, fd));
-                self.file_size_bytes = None;
             } else {
                 let fd = self.own(stdout.as_fd(), OFlag::O_WRONLY)?;
                 self.outputs.push((ConsoleOutput::Stream, fd));

@@ -5,7 +5,7 @@
 
 use crate::cgroup::Confinement;
 use crate::config::{Plan, RunLimits};
-use crate::console::{ConsoleError, ConsoleFds};
+use crate::console::{self, ConsoleError, ConsoleFds};
 use crate::cores::{self, Cookie};
 use crate::ends::{End, Reason};
 use crate::files::{self, FileError};
@@ -174,16 +174,16 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     // Huge pages are counted by a controller of their own (hugetlb).
     let guest_bytes = if plan.huge_pages.is_some() { 0 } else { plan.memory.get() };
     let confinement = confine(spawner, &plan.limits, guest_bytes, tasks)?;
-    let memory = memory::guest_memory(plan.memory, plan.huge_pages)?;
-    // It empties files, so that nothing may fail any more for what the user has wished for.
-    let console = ConsoleFds::open(&plan.console, &plan.inputs)?;
     let cores = cores::Shared::take();
-    spawner.timings().own("files, cgroup, memory", begun_ns);
+    spawner.timings().own("files, cgroup", begun_ns);
     spawner.share_empty_net().map_err(StartError::Spawn)?;
-    let mut children = Children::begin(&plan, spawner, &console, &confinement)?;
+    let mut children = Children::begin(&plan, spawner, &confinement)?;
 
     // While they build the first halves of their jails, all that they are handed is made.
     let begun_ns = now_ns();
+    let memory = memory::guest_memory(plan.memory, plan.huge_pages)?;
+    // It empties files, so that nothing may fail any more for what the user has wished for.
+    let console = ConsoleFds::open(&plan.console, &plan.inputs)?;
     let ring = memory::posted_write_ring()?;
     let (doorbell, serial_irq) = (event()?, event()?);
     let (vmm_serial, serial_vmm) = Channel::pair()?;
@@ -225,7 +225,7 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     let wires = [serial_vmm.as_fd(), ring.as_fd(), doorbell.as_fd(), serial_irq.as_fd()];
     let (recording, recorded) = plan.explain.then(inspector::recording).transpose()?.unzip();
     tell_serial(&mut children.serial, &plan, audit, &console, &wires, recording.as_ref())?;
-    spawner.timings().own("sockets, events", begun_ns);
+    spawner.timings().own("memory, console, sockets", begun_ns);
     let inspectors = preflight::start(&plan, spawner, audit, recorded);
     let cookie = cores.leave().map_err(LaunchError::Cores)?;
     confinement.log(cookie.is_some());
@@ -256,12 +256,7 @@ struct Children {
 
 impl Children {
     /// Starts them, the one that takes longest first.
-    fn begin(
-        plan: &Plan,
-        spawner: &mut Spawner,
-        console: &ConsoleFds,
-        confinement: &Confinement,
-    ) -> Result<Self, LaunchError> {
+    fn begin(plan: &Plan, spawner: &mut Spawner, confinement: &Confinement) -> Result<Self, LaunchError> {
         let data = |needs| data_bytes(&plan.limits, confinement, needs);
         let limits = |process, file_size_bytes, data_bytes| Limits {
             data_bytes,
@@ -270,7 +265,8 @@ impl Children {
         let stacks = u64::from(plan.vcpus.get()).saturating_mul(THREAD_STACK_BYTES);
         let vmm = spawner.begin(Role::Vmm, limits(Process::Vmm, None, data(stacks)))?;
         let loader = spawner.begin(Role::Loader, limits(Process::Loader, Some(0), data(0)))?;
-        let serial = spawner.begin(Role::Serial, limits(Process::Serial, console.file_size_bytes, data(0)))?;
+        let serial =
+            spawner.begin(Role::Serial, limits(Process::Serial, console::file_size_bytes(&plan.console), data(0)))?;
         let blocks = (0u8..).zip(&plan.disks).map(|(number, disk)| {
             let limits = block_limits(disk.mode, disk.engine, disk.capacity, plan.memory);
             let data_bytes = data(disk.capacity.bytes() / OVERLAY_MAP_SHARE);

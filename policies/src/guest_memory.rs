@@ -6,18 +6,15 @@
 
 use nix::errno::Errno;
 
-/// What a guest touches that is no more than a few pages of code: it shall not take a huge page.
-const SMALL_BYTES: usize = 2 << 20;
-
 /// Keeps `bytes` bytes from `start` on out of core dumps and out of any child, and has huge pages taken for them, but for the
-/// first, where the file gives them to those that ask (tmpfs(5), `huge=advise`).
+/// first `small_bytes`, where the file gives them to those that ask (tmpfs(5), `huge=advise`).
 ///
 /// # Errors
 /// When the range is not mapped, or does not begin with a page.
-pub fn keep_private(start: *mut u8, bytes: usize) -> Result<(), Errno> {
+pub fn keep_private(start: *mut u8, bytes: usize, small_bytes: usize) -> Result<(), Errno> {
     advise(start, bytes, libc::MADV_DONTDUMP)?;
     advise(start, bytes, libc::MADV_DONTFORK)?;
-    let small = bytes.min(SMALL_BYTES);
+    let small = bytes.min(small_bytes);
     match advise(start.wrapping_add(small), bytes.saturating_sub(small), libc::MADV_HUGEPAGE) {
         // A kernel without transparent huge pages, or memory that is in huge pages already.
         Ok(()) | Err(Errno::EINVAL) => Ok(()),
@@ -70,10 +67,10 @@ mod tests {
         let fd = memfd();
         let start = map(Some(&fd));
         assert!(!flags(start).iter().any(|flag| flag == "dd" || flag == "dc"));
-        keep_private(start, BYTES).unwrap();
+        keep_private(start, BYTES, 0).unwrap();
         let flags = flags(start);
         assert!(["dd", "dc"].iter().all(|wanted| flags.iter().any(|flag| flag == wanted)), "{flags:?}");
-        assert_eq!(keep_private(null_mut(), BYTES), Err(Errno::ENOMEM));
+        assert_eq!(keep_private(null_mut(), BYTES, 0), Err(Errno::ENOMEM));
     }
 
     /// How it is known that KSM takes no page of guest memory, whoever would ask it to.

@@ -3,7 +3,7 @@
 //! The broker made the file and is trusted for its size and seals; the size is checked all the same, because an access
 //! beyond the end of the file would be a SIGBUS. What is in it belongs to the guest: copy once, then check the copy.
 
-use crate::arch::layout::ram_regions;
+use crate::arch::layout::{SMALL_PAGES_BYTES, ram_regions};
 use nix::errno::Errno;
 use nix::libc::{MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE};
 use nix::sys::stat::fstat;
@@ -81,7 +81,7 @@ pub fn map(file: OwnedFd, memory: MemoryBytes) -> Result<GuestMemoryMmap, Memory
             .with_file_offset(FileOffset::from_arc(Arc::clone(&file), region.file_offset))
             .build()
             .map_err(MemoryError::Map)?;
-        keep_private(mapping.as_ptr(), mapping.size()).map_err(MemoryError::Advise)?;
+        keep_private(mapping.as_ptr(), mapping.size(), SMALL_PAGES_BYTES).map_err(MemoryError::Advise)?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(region.guest_address));
         regions.push(region.ok_or(MemoryError::AddressSpace)?);
     }

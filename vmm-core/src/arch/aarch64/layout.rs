@@ -9,6 +9,8 @@ use wire::{DiskCount, MemoryBytes, VcpuCount};
 /// Start of RAM, which has no hole.
 pub const RAM_START: u64 = 0x4000_0000;
 
+/// The bytes at the start of memory that are in small pages: none. Linux is loaded there.
+pub const SMALL_PAGES_BYTES: usize = 0;
 /// The loader writes below this address alone.
 pub const LOAD_END: u64 = 0x1_0000_0000;
 
