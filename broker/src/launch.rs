@@ -178,8 +178,10 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     spawner.timings().own("files, cgroup", begun_ns);
     spawner.share_empty_net().map_err(StartError::Spawn)?;
     let mut children = Children::begin(&plan, spawner, &confinement)?;
+    let (recording, recorded) = plan.explain.then(inspector::recording).transpose()?.unzip();
+    let inspectors = preflight::start(&plan, spawner, audit, recorded);
 
-    // While they build the first halves of their jails, all that they are handed is made.
+    // While they build the first halves of their jails, all that the machine is made of is made.
     let begun_ns = now_ns();
     let memory = memory::guest_memory(plan.memory, plan.huge_pages)?;
     // It empties files, so that nothing may fail any more for what the user has wished for.
@@ -223,10 +225,8 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     };
     children.vmm.tell(&start, &fds)?;
     let wires = [serial_vmm.as_fd(), ring.as_fd(), doorbell.as_fd(), serial_irq.as_fd()];
-    let (recording, recorded) = plan.explain.then(inspector::recording).transpose()?.unzip();
     tell_serial(&mut children.serial, &plan, audit, &console, &wires, recording.as_ref())?;
     spawner.timings().own("memory, console, sockets", begun_ns);
-    let inspectors = preflight::start(&plan, spawner, audit, recorded);
     let cookie = cores.leave().map_err(LaunchError::Cores)?;
     confinement.log(cookie.is_some());
     let path = |path: &Path| path.display().to_string();

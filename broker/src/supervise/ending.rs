@@ -1,4 +1,4 @@
-//! The end: the vmm first, then the devices, each with time to finish, then none.
+//! The end: the vCPUs first, then the vmm and the devices, each with time to finish, then none.
 
 use super::{Phase, Supervisor};
 use crate::process::{Role, Supervised};
@@ -62,8 +62,11 @@ impl Supervisor {
             }
         }
         let vmm_gone = self.find(Role::Vmm).is_none_or(|vmm| vmm.ended.is_some());
-        if vmm_gone && self.ending.devices_until.is_none() {
+        if vmm_gone {
             self.ending.vmm_until = None;
+        }
+        // A vmm that says that the guest has ended has handed on all that the guest wrote: to end it takes a while.
+        if (vmm_gone || self.stopped) && self.ending.devices_until.is_none() {
             self.ending.devices_until = now.checked_add(DEVICE_LIMIT);
             self.shut_devices_down();
         } else if self.ending.devices_until.is_some_and(|until| until <= now) {
