@@ -15,8 +15,10 @@ const GROUP: &str = "memory";
 const RUNS: usize = 7;
 /// How many VMs stand side by side for the kernel's share.
 const MANY: u32 = 20;
-/// How long an idle guest is looked at.
+/// How long an idle guest is looked at, and how long it has been idle before: Bulkhead looks twice, up to four seconds after
+/// a vCPU was last seen to leave the guest, whether it has halted for good.
 const IDLE: Duration = Duration::from_secs(2);
+const IDLE_BEFORE: Duration = Duration::from_secs(5);
 /// How long processes must have done nothing to have settled, and how long that is waited for.
 const QUIET: Duration = Duration::from_millis(100);
 const SETTLE: Duration = Duration::from_secs(5);
@@ -71,8 +73,10 @@ pub(crate) fn settle() -> Result<Vec<u32>> {
 /// The memory of one VM, and what it does while its guest is idle.
 fn one(setup: &Setup, subject: Subject, figures: &mut Figures) -> Result<()> {
     let vm = start(setup, subject)?;
+    let begun = Instant::now();
     let pids = settle()?;
     let memory = processes::memory(&pids, subject.guest_memory())?;
+    sleep(IDLE_BEFORE.saturating_sub(begun.elapsed()));
     let before = processes::activity(&pids)?;
     sleep(IDLE);
     let idle = processes::activity(&pids)? - before;
