@@ -13,8 +13,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use wire::message::{DiskMode, InspectedGuest, InspectorTask, LogForm};
 
-/// How long all of them may take together that look at the boot files, from the launch on.
-pub(crate) const LIMIT: Duration = Duration::from_secs(2);
+/// How long all of them may take together that look at the boot files, from the launch on. They come after the guest where
+/// there is not a processor for each.
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 
 /// An inspector and what it looks at.
 #[derive(Debug)]

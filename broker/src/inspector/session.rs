@@ -90,6 +90,16 @@ impl Session {
         self.deadline = Instant::now().checked_add(limit).map(|end| (end, limit));
     }
 
+    /// Gives it the lowest priority there is (setpriority(2)).
+    pub(crate) fn step_back(&self) {
+        const LOWEST: i32 = 19;
+        let pid = rustix::process::Pid::from_raw(self.process.child.pid.as_raw());
+        if let Some(Err(error)) = pid.map(|pid| rustix::process::setpriority_process(Some(pid), LOWEST)) {
+            // It is gone already, or nothing can be done about it.
+            tracing::debug!(process = self.process.name, "keeps its priority: {error}");
+        }
+    }
+
     /// Whether it is reaped.
     pub(crate) fn is_over(&self) -> bool {
         self.stage == Stage::Over

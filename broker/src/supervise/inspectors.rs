@@ -81,6 +81,12 @@ impl Inspectors {
         true
     }
 
+    /// Puts those that look at boot files behind the guest, which they would slow down where there is not a processor for each.
+    /// Takes the broker's privileges, as they have other ids.
+    pub(super) fn step_back(&mut self) {
+        self.started.preflight.iter_mut().for_each(|looking| looking.session.step_back());
+    }
+
     /// Lets those read that look at boot files.
     pub(super) fn begin(&mut self) {
         self.started.preflight.iter_mut().for_each(|looking| looking.session.begin(HostSeen::default()));

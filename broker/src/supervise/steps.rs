@@ -20,6 +20,7 @@ impl Supervisor {
         if self.phase == Phase::Starting && self.evidence.causes.is_empty() && self.is_machine_jailed() {
             self.let_load();
             if self.inspectors.entered(now) {
+                self.inspectors.step_back();
                 self.give_up_privileges();
                 self.phase = Phase::Loading;
                 self.set_deadline(LOAD_LIMIT, "the boot files were not loaded");
