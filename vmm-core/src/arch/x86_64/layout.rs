@@ -58,9 +58,9 @@ pub const LOW_RAM_END: u64 = 0x9_FC00;
 /// The end of the reserved area above conventional memory.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
-/// The bytes at the start of memory that are in small pages: boot structures, and guests of a few pages. Linux is loaded
-/// behind them (`pref_address` of a bzImage is 16 MiB).
-pub const SMALL_PAGES_BYTES: usize = 16 << 20;
+/// The bytes at the start of memory that are in small pages: boot structures, and guests of a few pages. Linux uses little of
+/// it before it is up (`pref_address` of a bzImage is 16 MiB).
+pub const SMALL_PAGES_BYTES: usize = 4 << 20;
 /// Where the loader writes the global descriptor table.
 pub const GDT_START: u64 = 0x500;
 /// Where the loader writes `hvm_start_info`, its module list and its memory map (one page).
