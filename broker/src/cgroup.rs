@@ -67,6 +67,8 @@ pub(crate) struct Cgroup {
     controllers: Vec<&'static str>,
     /// Why it has not all controllers, for each that it should have.
     missing: Vec<CgroupError>,
+    /// `memory.max`, once all processes run programs of their own.
+    memory_max: Option<String>,
     guard: Option<Guard>,
     /// Where the broker had to go, to make room for its children; left after the folder is gone.
     leaf: Option<Leaf>,
@@ -163,7 +165,15 @@ impl Cgroup {
         let place = Place::own()?;
         remove_left_behind(place.folder());
         let (folder, lock) = make(place.folder())?;
-        let mut cgroup = Self { folder, lock, controllers: Vec::new(), missing: Vec::new(), guard: None, leaf: None };
+        let mut cgroup = Self {
+            folder,
+            lock,
+            controllers: Vec::new(),
+            missing: Vec::new(),
+            memory_max: None,
+            guard: None,
+            leaf: None,
+        };
         let found = fs::read_to_string(cgroup.path("cgroup.type")).unwrap_or_default().trim().to_owned();
         if found != "domain" {
             return Err(CgroupError::Type { folder: place.folder().to_owned(), found });
@@ -191,6 +201,11 @@ impl Cgroup {
                 }
             }
         }
+        if cgroup.controllers.contains(&"memory") {
+            let max = limits.memory_bytes.map(|bytes| guest_bytes.saturating_add(bytes).to_string());
+            cgroup.set("memory.max", "max")?;
+            cgroup.memory_max = max;
+        }
         let guard = Guard::start(&cgroup.folder, cgroup.leaf.as_ref().map(Leaf::folder));
         cgroup.guard = Some(guard.map_err(CgroupError::Guard)?);
         Ok(cgroup)
@@ -206,6 +221,15 @@ impl Cgroup {
             Err(error) if error.kind() == io::ErrorKind::NotFound && file == "memory.swap.max" => Ok(()),
             written => written.map_err(|error| CgroupError::File(self.path(file), error)),
         }
+    }
+
+    /// Limits the memory from now on. Not before all processes are executed: until then they run in the broker's memory, and
+    /// the kernel, which kills all that share the memory of one that uses too much, would kill the broker with them.
+    ///
+    /// # Errors
+    /// When the kernel takes the limit no more.
+    pub(crate) fn limit_memory(&self) -> Result<(), CgroupError> {
+        self.memory_max.as_ref().map_or(Ok(()), |max| self.set("memory.max", max))
     }
 
     /// The folder, for clone3.

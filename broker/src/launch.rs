@@ -184,8 +184,6 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
     // While they build the first halves of their jails, all that the machine is made of is made.
     let begun_ns = now_ns();
     let memory = memory::guest_memory(plan.memory, plan.huge_pages)?;
-    // It empties files, so that nothing may fail any more for what the user has wished for.
-    let console = ConsoleFds::open(&plan.console, &plan.inputs)?;
     let ring = memory::posted_write_ring()?;
     let (doorbell, serial_irq) = (event()?, event()?);
     let (vmm_serial, serial_vmm) = Channel::pair()?;
@@ -224,9 +222,11 @@ pub(crate) fn launch(plan: Plan, spawner: &mut Spawner, audit: bool) -> Result<L
         debug: plan.debug,
     };
     children.vmm.tell(&start, &fds)?;
+    // Last of all that can fail, as it empties files.
+    let console = ConsoleFds::open(&plan.console, &plan.inputs)?;
     let wires = [serial_vmm.as_fd(), ring.as_fd(), doorbell.as_fd(), serial_irq.as_fd()];
     tell_serial(&mut children.serial, &plan, audit, &console, &wires, recording.as_ref())?;
-    spawner.timings().own("memory, console, sockets", begun_ns);
+    spawner.timings().own("memory, sockets, console", begun_ns);
     let cookie = cores.leave().map_err(LaunchError::Cores)?;
     confinement.log(cookie.is_some());
     let path = |path: &Path| path.display().to_string();

@@ -85,6 +85,12 @@ impl LogPipe {
         }
     }
 
+    /// Closes it; what is in it is nobody's.
+    pub(crate) fn close_unread(&mut self) {
+        self.pipe = None;
+        self.lines = Lines::default();
+    }
+
     /// Shows what is left when the child is gone; as much as a full pipe at most.
     pub(crate) fn finish(&mut self, now: Instant, mut show: impl FnMut(&Text)) {
         self.lines.paused_until = None;

@@ -306,7 +306,8 @@ impl Supervisor {
     fn timeout(&self) -> PollTimeout {
         let deadline = self.deadline.as_ref().map(|(end, _)| *end);
         let suspicion = self.suspicion.as_ref().map(|(_, end)| *end);
-        let logs = self.processes.iter().filter_map(|process| process.log.resume_at());
+        let heard = self.processes.iter().filter(|process| self.is_heard(process));
+        let logs = heard.filter_map(|process| process.log.resume_at());
         let next = (deadline.into_iter().chain(suspicion))
             .chain(self.ending.deadlines())
             .chain(self.dumps.until())
@@ -321,6 +322,14 @@ impl Supervisor {
     }
 
     fn handle(&mut self, token: Token, now: Instant) {
+        let index = match token {
+            Token::Control(index) | Token::Listener(index, _) | Token::Log(index) | Token::Exited(index) => Some(index),
+            Token::Signal | Token::Inspectors => None,
+        };
+        // Since all of this was found to have happened, the loader may have been told to load.
+        if index.and_then(|index| self.processes.get(index)).is_some_and(|process| !self.is_heard(process)) {
+            return;
+        }
         match token {
             Token::Signal => self.on_signal(),
             Token::Control(index) => self.on_control(index, now, TURN),
@@ -446,7 +455,7 @@ impl Supervisor {
         }
         for index in 0..self.processes.len() {
             if self.processes.get(index).and_then(|process| process.log.resume_at()).is_some_and(|at| at <= now) {
-                self.on_log(index, now);
+                self.handle(Token::Log(index), now);
             }
         }
     }

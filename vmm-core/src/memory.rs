@@ -73,6 +73,7 @@ pub fn map(file: OwnedFd, memory: MemoryBytes) -> Result<GuestMemoryMmap, Memory
     }
     let file = Arc::new(File::from(file));
     let mut regions = Vec::new();
+    let mut small_bytes = SMALL_PAGES_BYTES;
     for region in ram_regions(memory) {
         let bytes = usize::try_from(region.bytes).map_err(|_too_large| MemoryError::AddressSpace)?;
         let mapping = MmapRegionBuilder::new(bytes)
@@ -81,7 +82,8 @@ pub fn map(file: OwnedFd, memory: MemoryBytes) -> Result<GuestMemoryMmap, Memory
             .with_file_offset(FileOffset::from_arc(Arc::clone(&file), region.file_offset))
             .build()
             .map_err(MemoryError::Map)?;
-        keep_private(mapping.as_ptr(), mapping.size(), SMALL_PAGES_BYTES).map_err(MemoryError::Advise)?;
+        keep_private(mapping.as_ptr(), mapping.size(), small_bytes).map_err(MemoryError::Advise)?;
+        small_bytes = 0;
         let region = GuestRegionMmap::new(mapping, GuestAddress(region.guest_address));
         regions.push(region.ok_or(MemoryError::AddressSpace)?);
     }

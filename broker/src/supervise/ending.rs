@@ -27,8 +27,8 @@ impl Supervisor {
     pub(super) fn begin_ending(&mut self, now: Instant) {
         let started = self.phase == Phase::Running;
         if self.deaf_to_loader {
-            // It is listened to from here on.
-            self.give_up_privileges();
+            // It is listened to from here on, or not at all.
+            let _is_listened_to: bool = self.give_up_privileges();
         }
         self.phase = Phase::Ending;
         self.deadline = None;

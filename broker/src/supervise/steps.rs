@@ -1,6 +1,7 @@
 //! The steps of a run up to the guest's start: jails, boot files, guest.
 
 use super::{Phase, Supervisor};
+use crate::cgroup::Cgroup;
 use crate::ends::Cause;
 use crate::privileges;
 use crate::process::{Role, Supervised};
@@ -19,12 +20,13 @@ impl Supervisor {
     pub(super) fn advance(&mut self, now: Instant) {
         if self.phase == Phase::Starting && self.evidence.causes.is_empty() && self.is_machine_jailed() {
             self.let_load();
-            if self.inspectors.entered(now) {
+            if self.evidence.causes.is_empty() && self.inspectors.entered(now) {
                 self.inspectors.step_back();
-                self.give_up_privileges();
                 self.phase = Phase::Loading;
-                self.set_deadline(LOAD_LIMIT, "the boot files were not loaded");
-                self.inspectors.begin();
+                if self.give_up_privileges() {
+                    self.set_deadline(LOAD_LIMIT, "the boot files were not loaded");
+                    self.inspectors.begin();
+                }
             }
         }
         if self.phase == Phase::Loading && self.evidence.causes.is_empty() && self.is_loaded() {
@@ -60,6 +62,10 @@ impl Supervisor {
         }
         // The machine did its part in time, however long an inspector takes.
         self.deadline = None;
+        if let Err(error) = self.confinement.cgroup().map_or(Ok(()), Cgroup::limit_memory) {
+            self.cause(Cause::Host(format!("the memory cannot be limited: {:#}", anyhow::Error::from(error))));
+            return;
+        }
         self.deaf_to_loader = true;
         let control = self.find(Role::Loader).and_then(|loader| loader.control.as_ref());
         if let Some(Err(error)) = control.map(|control| control.send(&ToLoader::Load, &[])) {
@@ -75,12 +81,19 @@ impl Supervisor {
         !(self.deaf_to_loader && process.role == Role::Loader)
     }
 
-    /// Nothing but supervising is left to do for the broker.
-    pub(super) fn give_up_privileges(&mut self) {
-        if let Err(errno) = privileges::give_up() {
-            self.cause(Cause::Host(format!("the broker could not give up its privileges: {}", errno.desc())));
-        }
+    /// Nothing but supervising is left to do for the broker. If it cannot give up its privileges, the run ends, and what the
+    /// loader has to say is not listened to; false then.
+    pub(super) fn give_up_privileges(&mut self) -> bool {
         self.deaf_to_loader = false;
+        let Err(errno) = privileges::give_up() else { return true };
+        self.cause(Cause::Host(format!("the broker could not give up its privileges: {}", errno.desc())));
+        if let Some(loader) = self.find(Role::Loader) {
+            loader.kill();
+            loader.control = None;
+            loader.listeners.clear();
+            loader.log.close_unread();
+        }
+        false
     }
 
     /// Every jail was checked and guest memory is prepared.

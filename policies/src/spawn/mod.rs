@@ -18,7 +18,7 @@ use crate::lockdown::INSPECTOR_HEAP_BYTES;
 use child::{Birth, Plan};
 use ids::Source;
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, socketpair};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 use nix::unistd::Pid;
 use refusal::Switches;
 use std::ffi::CString;
@@ -311,21 +311,39 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Child, SpawnError> {
         nix::unistd::write(&child.setup, b"g").map_err(|source| SpawnError::Host { process, source }).map(drop)
     });
     if let Err(error) = released {
-        // It waits for its ids and will see the closed socket; reaping it leaves nothing behind.
-        nix::sys::socket::shutdown(child.setup.as_raw_fd(), Shutdown::Both).map_err(host)?;
-        nix::sys::wait::waitpid(pid, None).map_err(host)?;
+        // It waits for its ids; killing and reaping it leaves nothing behind.
+        child.kill().map_err(host)?;
+        let reaped =
+            std::iter::repeat_with(|| nix::sys::wait::waitpid(pid, None)).find(|reaped| *reaped != Err(Errno::EINTR));
+        reaped.unwrap_or(Err(Errno::ECHILD)).map_err(host)?;
+        child.birth = None;
         return Err(error);
     }
     Ok(child)
 }
 
+/// The user namespace of a child that is not executed yet.
+///
+/// To look at it takes no privilege where this process may be dumped, whose memory the child runs in. It may not once another
+/// such child has taken on its ids (`commit_creds` in the kernel's kernel/cred.c), which each does three times at most.
+fn user_namespace(pid: Pid) -> std::io::Result<std::fs::Metadata> {
+    const TRIES: u32 = 100;
+    let mut tries = 0u32;
+    loop {
+        match std::fs::metadata(format!("/proc/{pid}/ns/user")) {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && tries < TRIES => {
+                nix::sys::prctl::set_dumpable(true)?;
+                tries = tries.saturating_add(1);
+            }
+            other => return other,
+        }
+    }
+}
+
 fn map_ids(child: &mut Child, source: &Source) -> Result<(), SpawnError> {
     let process = child.process.name();
-    let namespace = std::fs::metadata(format!("/proc/{}/ns/user", child.pid)).map_err(|source| SpawnError::IdMap {
-        process,
-        file: "ns/user",
-        source,
-    })?;
+    let namespace =
+        user_namespace(child.pid).map_err(|source| SpawnError::IdMap { process, file: "ns/user", source })?;
     child.ids = source.ids(namespace.ino());
     let ids = child.ids;
     let write = |file: &'static str, text: String| {
@@ -372,9 +390,10 @@ impl Child {
     /// To be called now and then once it can be expected to be executed: gives back what it used of this process's memory.
     pub fn settle(&mut self) {
         let mut byte = [0u8];
-        // Its end of the connection is closed by execveat, or by its end; a report of its failure waits to be read.
+        // Its end of the connection is closed by execveat, or when it has ended: both come after its memory is given up. A
+        // report of its failure comes before.
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
-        if recv(self.setup.as_raw_fd(), &mut byte, flags).is_ok() {
+        if recv(self.setup.as_raw_fd(), &mut byte, flags) == Ok(0) {
             self.birth = None;
         }
     }

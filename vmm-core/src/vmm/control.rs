@@ -19,9 +19,9 @@ use wire::message::{Entry, FromVmm, MachineSeen, StopReason, ToVmm, VcpuSeen};
 use wire::{Channel, ChannelError, Text};
 
 /// How long no vCPU may have left the guest before it is looked whether all of them have halted; and how long after that it is
-/// looked once more, since one may have been about to. Then no time is kept until a vCPU leaves the guest again: an idle
+/// looked again, since one may have been about to. Then no time is kept until a vCPU leaves the guest again: an idle
 /// guest is not woken.
-const LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+const LOOKS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 /// The time between two looks at where the vCPUs are.
 const PAUSE: u16 = 20;
 /// How long the vCPU threads may take to stop: longer than a register read of serial.
@@ -138,8 +138,10 @@ impl Control {
                 (exits, looks) = (now, LOOKS.iter());
                 next = looks.next();
             } else if until.is_some_and(|until| Instant::now() >= until) {
-                self.look_for_halt();
-                next = looks.next();
+                // Where the vCPUs did not all come in time, that was no look.
+                if self.look_for_halt() {
+                    next = looks.next();
+                }
             }
             self.serve_requests();
             for disk in woken.errors {
@@ -152,7 +154,7 @@ impl Control {
                 match channel.recv::<ToVmm>()?.without_fds()? {
                     // A vCPU that is about to halt may not have done so yet: look again soon.
                     ToVmm::CheckHalted => {
-                        self.look_for_halt();
+                        let _looked: bool = self.look_for_halt();
                         (exits, looks) = (self.crew.exits(), LOOKS.iter());
                         next = looks.next();
                     }
@@ -166,10 +168,13 @@ impl Control {
         Ok(())
     }
 
-    fn look_for_halt(&self) {
-        if !self.parts.ending.is_over() && self.crew.all_halted() {
+    /// Ends the run if every vCPU has stopped for good. False when they did not all come in time to be looked at.
+    fn look_for_halt(&self) -> bool {
+        let found = if self.parts.ending.is_over() { Some(false) } else { self.crew.all_halted() };
+        if found == Some(true) {
             self.parts.ending.end(StopReason::Halted);
         }
+        found.is_some()
     }
 
     fn serve_requests(&mut self) {
@@ -186,7 +191,10 @@ impl Control {
     /// A device process has stopped its device: the driver learns that it needs a reset.
     fn device_stopped(&self, index: usize) {
         let (Some(disk), Some(alarm)) = (self.parts.disks.get(index), self.alarms.get(index)) else { return };
-        disk.error.read().unwrap_or(0);
+        // A reset that came in between took it back.
+        if disk.error.read().is_err() {
+            return;
+        }
         alarm.raise();
         if let Err(error) = disk.call.write(1) {
             self.parts.ending.end(failed(index, &error));

@@ -206,12 +206,13 @@ impl Crew {
     }
 
     /// Whether every vCPU has stopped for good, with nothing left that could wake it. Holds the guest up meanwhile.
-    /// False as well when the threads do not all come in time.
+    /// None when the threads do not all come in time.
     #[must_use]
-    pub fn all_halted(&self) -> bool {
+    pub fn all_halted(&self) -> Option<bool> {
         let found = self.meet(Purpose::Rest);
         // An idle vCPU may only look so, see `Rest`: it takes one that is stuck to tell. All off is stopped as well.
-        found.looked == self.kickers.len() && found.busy == 0 && (found.stuck > 0 || found.idle == 0)
+        let halted = found.busy == 0 && (found.stuck > 0 || found.idle == 0);
+        (found.looked == self.kickers.len()).then_some(halted)
     }
 
     /// What there is to tell of each vCPU whose thread comes in time. Holds the guest up meanwhile.

@@ -15,10 +15,10 @@ const GROUP: &str = "memory";
 const RUNS: usize = 7;
 /// How many VMs stand side by side for the kernel's share.
 const MANY: u32 = 20;
-/// How long an idle guest is looked at, and how long it has been idle before: Bulkhead looks twice, up to four seconds after
-/// a vCPU was last seen to leave the guest, whether it has halted for good.
+/// How long an idle guest is looked at, and how long it has been idle before: Bulkhead looks three times, up to eight seconds
+/// after a vCPU was last seen to leave the guest, whether it has halted for good.
 const IDLE: Duration = Duration::from_secs(2);
-const IDLE_BEFORE: Duration = Duration::from_secs(5);
+const IDLE_BEFORE: Duration = Duration::from_secs(9);
 /// How long processes must have done nothing to have settled, and how long that is waited for.
 const QUIET: Duration = Duration::from_millis(100);
 const SETTLE: Duration = Duration::from_secs(5);

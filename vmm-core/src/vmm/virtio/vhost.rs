@@ -173,6 +173,8 @@ impl BackEnd {
             // GET_VRING_BASE stops the ring; its answer comes when nothing is in flight any more.
             self.frontend.get_vring_base(index).map_err(|error| BackEndError::Call("stop a queue", error))?;
         }
+        // What was wrong with the queues before is over.
+        self.error.read().unwrap_or(0);
         Ok(())
     }
 
