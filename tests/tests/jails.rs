@@ -188,3 +188,17 @@ fn every_process_of_a_broker_of_root_has_a_user_id_of_its_own() {
     }
     end(running);
 }
+
+#[test]
+fn root_that_may_not_look_into_other_processes_can_launch() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root has this capability to go without");
+        return;
+    }
+    // As in a container. Whoever is in the broker's memory and takes on an id makes that memory private to the kernel.
+    let setpriv = std::path::Path::new("/usr/bin/setpriv");
+    for _ in 0..5 {
+        let machine = Machine::new("test=banner").by(setpriv, &["--bounding-set=-sys_ptrace", "--"]);
+        machine.run().passed(&["banner"]).expect(0, "guest-poweroff");
+    }
+}
