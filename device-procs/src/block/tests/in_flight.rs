@@ -1,5 +1,8 @@
 //! What holds for one request after the other holds for many in flight; and what is particular to them.
 
+use super::super::buffers::Buffers;
+use super::super::disk::Plan;
+use super::super::request::{Extent, Request};
 use super::{BenchOf, *};
 
 type Bench = BenchOf<true>;
@@ -122,4 +125,34 @@ fn flush_is_handed_over_after_the_writes_that_were_answered() {
     bench.process().unwrap();
     bench.ring.drain(&mut bench.disk);
     assert_eq!((bench.driver.used_index(), image.0.syncs.load(std::sync::atomic::Ordering::SeqCst)), (2, 1));
+}
+
+#[test]
+fn nothing_is_flushed_but_by_the_kernel() {
+    let image = Spy::new(&[1; 64 * 512]);
+    image.0.no_allocate.store(true, std::sync::atomic::Ordering::SeqCst);
+    let mut disk = Bench::new(DiskMode::ReadWrite, &image).disk;
+    let capacity = SectorCount::from_bytes(64 * 512).unwrap();
+    let extent = |bytes| Extent::new(1, bytes, capacity).unwrap();
+    for write_through in [true, false] {
+        disk.set_write_through(write_through);
+        for (request, syncs) in [
+            (Request::Flush, true),
+            (Request::Write { extent: extent(0), from: Buffers::default() }, write_through),
+            (Request::Discard(vec![extent(512)]), write_through),
+            (Request::Discard(vec![]), write_through),
+            (Request::WriteZeroes(vec![(extent(512), false)]), write_through),
+            (Request::Read { extent: extent(0), into: Buffers::default() }, false),
+            (Request::GetId { into: Buffers::default() }, false),
+        ] {
+            let name = format!("{request:?}, write-through {write_through}");
+            match disk.plan(request) {
+                Plan::Sync => assert!(syncs, "{name}"),
+                Plan::Done(status) => assert!(!syncs && status.byte() == 0, "{name}"),
+                Plan::Transfer { .. } => panic!("{name}: there are no bytes"),
+            }
+            assert_eq!(disk.is_write_through(), write_through, "{name}");
+            assert_eq!(image.0.syncs.load(std::sync::atomic::Ordering::SeqCst), 0, "{name}");
+        }
+    }
 }
