@@ -142,15 +142,15 @@ impl Flight {
         None
     }
 
-    /// Hands over what was begun.
+    /// Hands over what was begun, or leaves it for later when the kernel takes no more now.
     ///
     /// # Errors
-    /// When the kernel takes no more now, or at all.
+    /// When the kernel takes no more at all.
     pub(super) fn submit(&mut self) -> Result<(), Errno> {
         if self.kernel.is_behind() { enter(&mut *self.kernel, false) } else { Ok(()) }
     }
 
-    /// Waits until something more is done.
+    /// Waits until something more is done; when the kernel has no room for what is done, it is to be taken first.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -223,6 +223,8 @@ fn enter(kernel: &mut dyn Kernel, wait: bool) -> Result<(), Errno> {
     loop {
         match kernel.enter(wait) {
             Err(Errno::EINTR) => {}
+            // The kernel is short of memory, or of room for what is done: what is not handed over stays queued.
+            Err(Errno::EAGAIN | Errno::EBUSY) => return Ok(()),
             other => return other,
         }
     }

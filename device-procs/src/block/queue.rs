@@ -33,7 +33,7 @@ pub enum RingError {
     /// A chain was made available again before it came back.
     #[error("descriptor head {0} was made available while it was in flight")]
     InFlight(u16),
-    /// The host's fault.
+    /// The host's fault; something may be in flight for ever.
     #[error("the io_uring of the disk failed")]
     Engine(#[source] Errno),
 }
