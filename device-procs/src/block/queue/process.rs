@@ -33,6 +33,8 @@ impl Ring {
 
     fn answer_all(&mut self, flight: &mut Flight, disk: &mut Disk) -> Result<(), Errno> {
         let Some(memory) = flight.memory() else { return Ok(()) };
+        // What is available waits for what is done here.
+        self.pending |= flight.is_full();
         let mut failed = false;
         while !flight.is_empty() {
             while let Some(answered) = flight.next(disk) {
@@ -93,6 +95,10 @@ impl Ring {
             done?;
             if left.is_used_up() {
                 return Ok(Progress::More);
+            }
+            // What is available waits until something is done, of which the kernel tells.
+            if self.flight.as_ref().is_some_and(Flight::is_full) {
+                return Ok(Progress::Idle);
             }
             // Only now, so that a driver that goes on at once needs no notification for what it makes available.
             if !self.queue.enable_notification(&**memory).map_err(RingError::Queue)? {
@@ -161,7 +167,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Answers what is done, and begins what is available, as much as is `left`.
+    /// Answers what is done, and begins what is available, as much as is `left` and may be in flight.
     fn start_available(
         &mut self,
         memory: &Arc<Memory>,
@@ -173,7 +179,7 @@ impl Ring {
         while let Some(answered) = flight.next(disk) {
             self.put(memory, answered)?;
         }
-        while !left.is_used_up() {
+        while !left.is_used_up() && !flight.is_full() {
             let next = self.queue.iter(&**memory).map_err(RingError::Queue)?.next();
             let Some(chain) = next else { break };
             let head = chain.head_index();

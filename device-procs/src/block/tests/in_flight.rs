@@ -219,3 +219,26 @@ fn stop_is_not_acknowledged_while_something_is_in_flight() {
     machine.front_end.get_vring_base(0).unwrap_err();
     assert!(matches!(machine.join(), Err(ServeError::Engine(Errno::EIO))));
 }
+
+#[test]
+fn request_waits_when_many_bytes_are_in_flight() {
+    let image = Spy::new(&[]);
+    image.0.file.set_len(LARGE.into()).unwrap();
+    let mut bench = Bench::new(DiskMode::ReadOnly, &image);
+    let plans = Arc::new(Plans::default());
+    bench.ring.set_kernel(Held::new(&image, &plans));
+    publish_large(&mut bench.driver, 4);
+    let process_all = |bench: &mut Bench| while bench.process().unwrap() == Progress::More {};
+    process_all(&mut bench);
+    assert_eq!(bench.driver.used_index(), 0);
+    assert!(!bench.ring.is_pending(), "nothing is done without the kernel");
+    plans.let_go.store(1, SeqCst);
+    process_all(&mut bench);
+    assert_eq!(bench.driver.used_index(), 1);
+    bench.ring.drain(&mut bench.disk).unwrap();
+    assert_eq!(bench.driver.used_index(), 3, "two were begun, and a third when one of them was done");
+    assert!(bench.ring.is_pending(), "nobody kicks for the fourth");
+    process_all(&mut bench);
+    assert_eq!(bench.driver.used_index(), 4);
+    assert!(!bench.ring.is_pending());
+}

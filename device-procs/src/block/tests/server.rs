@@ -146,10 +146,19 @@ impl Machine {
 
     pub(super) fn request(&mut self, kind: u32, sector: u64, out: &[u8], in_bytes: u32) -> (u8, Vec<u8>) {
         let next = self.publish(kind, sector, out, in_bytes);
-        await_event(self.call.as_fd_here());
-        self.call.read().unwrap();
+        self.wait();
         assert_eq!(self.driver.used_index(), next.wrapping_add(1));
         (self.driver.get(STATUS, 1)[0], self.driver.get(DATA, usize::try_from(in_bytes).unwrap()))
+    }
+
+    fn wait(&self) {
+        await_event(self.call.as_fd_here());
+        self.call.read().unwrap();
+    }
+
+    pub(super) fn kick_and_wait(&self) {
+        self.kick.write(1).unwrap();
+        self.wait();
     }
 
     pub(super) fn join(self) -> Result<End, ServeError> {
