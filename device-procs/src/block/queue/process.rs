@@ -59,10 +59,11 @@ impl Ring {
     /// When the driver broke the ring, which is not processed again until it was stopped; or [`RingError::Engine`], after
     /// which the process cannot go on.
     pub fn process(&mut self, memory: &Arc<Memory>, disk: &mut Disk) -> Result<Progress, RingError> {
-        if !self.is_active() {
+        if !self.has_work() {
             return Ok(Progress::Idle);
         }
-        match self.process_batch(memory, disk) {
+        let done = if self.enabled { self.process_batch(memory, disk) } else { self.answer_done(memory, disk) };
+        match done {
             Ok(progress) => {
                 self.pending = progress == Progress::More;
                 Ok(progress)
@@ -105,6 +106,15 @@ impl Ring {
                 return Ok(Progress::Idle);
             }
         }
+    }
+
+    /// Answers what is done, and begins nothing.
+    fn answer_done(&mut self, memory: &Arc<Memory>, disk: &mut Disk) -> Result<Progress, RingError> {
+        let Some(mut flight) = self.flight.take() else { return Ok(Progress::Idle) };
+        let done = self.start_available(memory, disk, &mut Left { requests: 0, bytes: 0 }, &mut flight);
+        self.flight = Some(flight);
+        self.notify(memory)?;
+        done.map(|()| Progress::Idle)
     }
 
     /// Does what is available, as much as is `left`.

@@ -242,3 +242,35 @@ fn request_waits_when_many_bytes_are_in_flight() {
     assert_eq!(bench.driver.used_index(), 4);
     assert!(!bench.ring.is_pending());
 }
+
+#[test]
+fn disabled_ring_answers_what_is_in_flight_and_begins_nothing() {
+    let (mut bench, _image, plans) = holding(DiskMode::ReadOnly, &[(IN, 1), (IN, 2)]);
+    bench.ring.set_enabled(false);
+    bench.driver.publish(2);
+    bench.ring.kicked();
+    assert!(bench.ring.is_pending() && !bench.ring.is_active());
+    assert_eq!(bench.process().unwrap(), Progress::Idle);
+    assert!(!bench.ring.is_pending(), "nothing is done yet");
+    plans.let_go.store(usize::MAX, SeqCst);
+    bench.ring.kicked();
+    bench.process().unwrap();
+    assert_eq!((bench.driver.used_index(), signals(&bench.call)), (2, 1));
+    assert_eq!((status(&bench, 0), status(&bench, 1)), (0, 0));
+    bench.ring.kicked();
+    assert!(!bench.ring.is_pending(), "a disabled ring with nothing in flight is left alone");
+    // What was made available meanwhile is looked at without a kick.
+    bench.ring.set_enabled(true);
+    assert!(bench.ring.is_pending());
+}
+
+#[test]
+fn disabled_ring_hands_over_again_what_was_interrupted() {
+    let (mut bench, _image, plans) = holding(DiskMode::ReadOnly, &[(IN, 1), (IN, 2), (IN, 3)]);
+    bench.ring.set_enabled(false);
+    // The kernel interrupts the third operation.
+    plans.let_go.store(usize::MAX, SeqCst);
+    bench.ring.kicked();
+    bench.process().unwrap();
+    assert_eq!((bench.driver.used_index(), bench.ring.is_pending()), (3, false));
+}
