@@ -84,7 +84,7 @@ fn play(input: &mut Unstructured<'_>) -> Result<()> {
                     ring.stop();
                     put(&memory, AVAILABLE, &[0; 4]);
                     put(&memory, USED, &[0; 4]);
-                    ring.drain(&mut disk);
+                    ring.drain(&mut disk).expect("a kernel that goes on");
                     ring = start(&memory, &mut disk, size, event_idx, kernel());
                     available = 0;
                 }
@@ -143,7 +143,7 @@ fn submit(ring: &mut Ring, disk: &mut Disk, memory: &Arc<Memory>, size: u16, hea
     let reach = Reach::from(&before, size, head.into());
     let pending = ring.is_pending();
     drop(ring.process(memory, disk));
-    ring.drain(disk);
+    ring.drain(disk).expect("a kernel that goes on");
     let after = snapshot(memory);
     // A second chain, which was left behind by an earlier batch, is not in the reach of this head.
     if reach.overlaps || pending {

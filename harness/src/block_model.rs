@@ -226,7 +226,7 @@ impl Bench {
         self.link(&chain, piece & 8 != 0);
         let progress = self.ring.process(&self.memory, &mut self.disk).expect("a chain that is right");
         assert_eq!(progress, Progress::Idle);
-        self.ring.drain(&mut self.disk);
+        self.ring.drain(&mut self.disk).expect("a kernel that goes on");
         let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).expect("guest memory");
         assert_eq!(used, self.index, "the request was not completed");
         let mut answer = vec![0; into + 1];

@@ -10,6 +10,7 @@ use super::flight::Kernel;
 use super::queue::{Progress, Ring, RingError, SetupError};
 use super::request::Memory;
 use super::waits::{Source, Waits};
+use nix::errno::Errno;
 use std::fs::File;
 use std::sync::Arc;
 use vhost::vhost_user::message::{
@@ -60,6 +61,8 @@ pub(super) struct Backend {
     report: Option<Text>,
     reports_left: u8,
     limit_told: bool,
+    /// The kernel does not tell any more what is done.
+    failure: Option<Errno>,
 }
 
 impl Backend {
@@ -75,6 +78,7 @@ impl Backend {
             report: None,
             reports_left: MAX_REPORTS,
             limit_told: false,
+            failure: None,
         })
     }
 
@@ -114,10 +118,16 @@ impl Backend {
         for ring in self.rings.iter_mut().filter(|ring| ring.is_pending()) {
             match ring.process(&mapped.memory, &mut self.disk) {
                 Ok(Progress::Idle | Progress::More) => {}
+                Err(RingError::Engine(errno)) => self.failure = Some(errno),
                 Err(error) => broken = Some(error),
             }
         }
         self.note(broken);
+    }
+
+    /// Why nothing can go on: something is in flight, and nobody tells when it is done.
+    pub(super) fn failure(&self) -> Option<Errno> {
+        self.failure
     }
 
     /// What the guest did wrong, to be reported once.
@@ -150,21 +160,28 @@ impl Backend {
         self.rings.get_mut(index).ok_or(Error::InvalidOperation("there is no such ring"))
     }
 
-    fn stop_all(&mut self) {
+    fn stop_all(&mut self) -> Result<()> {
         for ring in &mut self.rings {
-            stop(ring, &mut self.disk, &self.waits);
+            stop(ring, &mut self.disk, &self.waits).map_err(|errno| fail(&mut self.failure, errno))?;
             ring.set_enabled(false);
         }
+        Ok(())
     }
 }
 
 /// Stops a ring when nothing of it is in flight any more; its kick is closed with it.
-fn stop(ring: &mut Ring, disk: &mut Disk, waits: &Waits) -> u16 {
-    ring.drain(disk);
+fn stop(ring: &mut Ring, disk: &mut Disk, waits: &Waits) -> std::result::Result<u16, Errno> {
+    ring.drain(disk)?;
     if let Some(kick) = ring.kick() {
         waits.remove(kick);
     }
-    ring.stop()
+    Ok(ring.stop())
+}
+
+/// The end of the connection, and of the process: what the front end asked for is not done.
+fn fail(failure: &mut Option<Errno>, errno: Errno) -> Error {
+    *failure = Some(errno);
+    Error::ReqHandlerError(errno.into())
 }
 
 impl From<SetupError> for Error {
@@ -197,13 +214,11 @@ impl VhostUserBackendReqHandlerMut for Backend {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        self.stop_all();
-        Ok(())
+        self.stop_all()
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        self.stop_all();
-        Ok(())
+        self.stop_all()
     }
 
     fn get_features(&mut self) -> Result<u64> {
@@ -243,7 +258,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
             Memory::from_regions(mapped).map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))?;
         let mut broken = None;
         for ring in &mut self.rings {
-            ring.drain(&mut self.disk);
+            ring.drain(&mut self.disk).map_err(|errno| fail(&mut self.failure, errno))?;
             broken = ring.remapped(&memory).err().or(broken);
         }
         self.mapped = Some(Mapped { memory: Arc::new(memory), windows });
@@ -281,7 +296,8 @@ impl VhostUserBackendReqHandlerMut for Backend {
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let index_of_ring = usize::try_from(index).map_err(|_too_large| Error::InvalidParam)?;
         let ring = self.rings.get_mut(index_of_ring).ok_or(Error::InvalidOperation("there is no such ring"))?;
-        let base = stop(ring, &mut self.disk, &self.waits);
+        let stopped = stop(ring, &mut self.disk, &self.waits);
+        let base = stopped.map_err(|errno| fail(&mut self.failure, errno))?;
         Ok(VhostUserVringState::new(index, base.into()))
     }
 

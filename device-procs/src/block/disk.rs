@@ -199,13 +199,16 @@ impl Disk {
             Request::Read { extent, into } if is_image && !extent.is_empty() => (Action::Read, extent, into),
             Request::Write { extent, from } if is_writable && !extent.is_empty() => (Action::Write, extent, from),
             Request::Flush if is_writable => return Plan::Sync,
-            Request::Discard(_) | Request::WriteZeroes(_) if is_writable => {
+            other => {
+                let is_change = matches!(other, Request::Write { .. } | Request::Discard(_) | Request::WriteZeroes(_))
+                    && is_writable;
+                // The flush that belongs to a change is the kernel's too, even where the change is of no bytes.
                 let write_through = std::mem::take(&mut self.write_through);
-                let status = self.execute(request);
+                let status = self.execute(other);
                 self.write_through = write_through;
-                return if write_through && status == Status::Ok { Plan::Sync } else { Plan::Done(status) };
+                let is_unflushed = write_through && is_change && status == Status::Ok;
+                return if is_unflushed { Plan::Sync } else { Plan::Done(status) };
             }
-            other => return Plan::Done(self.execute(other)),
         };
         self.count_work(extent.len());
         Plan::Transfer { action, offset: extent.start(), buffers }

@@ -14,6 +14,10 @@ use nix::errno::Errno;
 use std::sync::Arc;
 use vm_memory::Bytes;
 
+/// No request is begun while this many bytes are in flight, so that waiting for all of them has an end. One that is begun
+/// before may exceed it, by the most that a request has ([`MAX_DATA_BYTES`](super::request::MAX_DATA_BYTES)).
+pub(super) const MAX_BYTES: usize = 32 << 20;
+
 /// What the kernel is to do with the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -66,6 +70,8 @@ pub trait Kernel: std::fmt::Debug {
 struct Slot {
     status: Held,
     writable_bytes: u32,
+    /// Moved between guest and image.
+    bytes: usize,
 }
 
 /// The requests in flight, by the heads of their chains.
@@ -74,12 +80,14 @@ pub(super) struct Flight {
     kernel: Box<dyn Kernel>,
     slots: Vec<Option<Slot>>,
     count: usize,
+    /// Those of all slots.
+    bytes: usize,
 }
 
 impl Flight {
     /// No requests.
     pub(super) fn new(kernel: Box<dyn Kernel>) -> Self {
-        Self { kernel, slots: (0..QUEUE_SIZE).map(|_head| None).collect(), count: 0 }
+        Self { kernel, slots: (0..QUEUE_SIZE).map(|_head| None).collect(), count: 0, bytes: 0 }
     }
 
     /// Whether the chain with this head is in flight.
@@ -90,6 +98,11 @@ impl Flight {
     /// Whether nothing is in flight.
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Whether no request may be begun before another is done.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes >= MAX_BYTES
     }
 
     /// Whether something waits to be handed over.
@@ -114,7 +127,7 @@ impl Flight {
         let mut status_buffer = Buffers::default();
         status_buffer.push(status);
         let answer = |status: Status| {
-            let answer = Slot { status: Held::new(memory, &status_buffer)?, writable_bytes };
+            let answer = Slot { status: Held::new(memory, &status_buffer)?, writable_bytes, bytes: 0 };
             Some(answer.answer(head, status))
         };
         // What is outside of memory has no status either.
@@ -136,21 +149,23 @@ impl Flight {
         else {
             return Some(lost);
         };
-        *slot = Some(Slot { status, writable_bytes });
+        let bytes = operation.held.buffers().len();
+        *slot = Some(Slot { status, writable_bytes, bytes });
         self.count = self.count.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes);
         self.kernel.push(head, operation);
         None
     }
 
-    /// Hands over what was begun.
+    /// Hands over what was begun, or leaves it for later when the kernel takes no more now.
     ///
     /// # Errors
-    /// When the kernel takes no more now, or at all.
+    /// When the kernel takes no more at all.
     pub(super) fn submit(&mut self) -> Result<(), Errno> {
         if self.kernel.is_behind() { enter(&mut *self.kernel, false) } else { Ok(()) }
     }
 
-    /// Waits until something more is done.
+    /// Waits until something more is done; when the kernel has no room for what is done, it is to be taken first.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -168,6 +183,7 @@ impl Flight {
                     let slot = self.slots.get_mut(usize::from(tag)).and_then(Option::take);
                     let Some(slot) = slot else { continue };
                     self.count = self.count.saturating_sub(1);
+                    self.bytes = self.bytes.saturating_sub(slot.bytes);
                     return Some(slot.answer(tag, status));
                 }
             }
@@ -223,6 +239,8 @@ fn enter(kernel: &mut dyn Kernel, wait: bool) -> Result<(), Errno> {
     loop {
         match kernel.enter(wait) {
             Err(Errno::EINTR) => {}
+            // The kernel is short of memory, or of room for what is done: what is not handed over stays queued.
+            Err(Errno::EAGAIN | Errno::EBUSY) => return Ok(()),
             other => return other,
         }
     }

@@ -33,7 +33,7 @@ pub enum RingError {
     /// A chain was made available again before it came back.
     #[error("descriptor head {0} was made available while it was in flight")]
     InFlight(u16),
-    /// The host's fault.
+    /// The host's fault; something may be in flight for ever.
     #[error("the io_uring of the disk failed")]
     Engine(#[source] Errno),
 }
@@ -124,11 +124,18 @@ impl Ring {
         self.is_running() && self.enabled && !self.broken
     }
 
+    /// Whether something can be done: what is in flight is answered although the ring was disabled since, as nobody else
+    /// takes from the kernel what is done.
+    fn has_work(&self) -> bool {
+        let in_flight = self.flight.as_ref().is_some_and(|flight| !flight.is_empty());
+        self.is_running() && !self.broken && (self.enabled || in_flight)
+    }
+
     /// Whether requests are to be processed without waiting for a kick.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         let is_behind = self.flight.as_ref().is_some_and(Flight::is_behind);
-        self.is_active() && (self.pending || is_behind)
+        self.has_work() && (self.pending || is_behind)
     }
 
     /// The descriptor that the driver's notifications arrive at, until the ring is stopped.
@@ -219,7 +226,7 @@ impl Ring {
         self.error = error;
     }
 
-    /// Lets a ring be processed, or not.
+    /// Lets requests be taken from the ring, or not. Those in flight are answered all the same.
     pub(super) fn set_enabled(&mut self, enabled: bool) {
         self.pending |= enabled && !self.enabled;
         self.enabled = enabled;

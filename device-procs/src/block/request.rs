@@ -24,7 +24,7 @@ pub(super) const SEG_MAX: u32 = 126;
 /// The most descriptors of a chain. More than `SEG_MAX` and 2, because a driver may split header and data as it likes.
 const MAX_DESCRIPTORS: usize = 256;
 /// The most data bytes of a request; bounds the time that one takes.
-const MAX_DATA_BYTES: usize = 32 << 20;
+pub(super) const MAX_DATA_BYTES: usize = 32 << 20;
 /// The most ranges of a discard request.
 pub(super) const MAX_DISCARD_RANGES: u32 = 16;
 /// The most sectors of one discarded range: 1 GiB.

@@ -38,6 +38,9 @@ pub enum ServeError {
     /// The host's fault.
     #[error("waiting for events failed")]
     Waits(#[source] Errno),
+    /// The host's fault: what is in flight will never be told of.
+    #[error("the io_uring of the disk failed")]
+    Engine(#[source] Errno),
 }
 
 /// Serves `socket` until something ends it.
@@ -66,7 +69,10 @@ pub(super) fn serve(channel: &Channel, socket: UnixStream, backend: Backend) -> 
                 Source::FrontEnd => match handler.handle_request() {
                     Ok(()) => {}
                     Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => return Ok(End::Disconnected),
-                    Err(error) => return Err(ServeError::FrontEnd(error)),
+                    Err(error) => {
+                        let failure = lock(&backend).failure();
+                        return Err(failure.map_or(ServeError::FrontEnd(error), ServeError::Engine));
+                    }
                 },
                 Source::Done => lock(&backend).kicked_all(),
                 Source::Kick(index) => lock(&backend).kicked(index),
@@ -74,6 +80,9 @@ pub(super) fn serve(channel: &Channel, socket: UnixStream, backend: Backend) -> 
         }
         let mut backend = lock(&backend);
         backend.process();
+        if let Some(errno) = backend.failure() {
+            return Err(ServeError::Engine(errno));
+        }
         let broken = backend.take_report().map(FromBlock::Broken);
         let limit = backend.take_limit_report().then_some(FromBlock::LimitReached);
         for message in broken.into_iter().chain(limit) {

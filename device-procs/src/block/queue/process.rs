@@ -21,45 +21,60 @@ const BATCH_BYTES: u64 = 16 << 20;
 
 impl Ring {
     /// Waits for what is in flight and answers it. Nothing of the ring or its memory may change before.
-    pub fn drain(&mut self, disk: &mut Disk) {
-        let Some(mut flight) = self.flight.take() else { return };
-        if let Some(memory) = flight.memory() {
-            let mut failed = None;
-            while !flight.is_empty() && !matches!(failed, Some(RingError::Engine(_))) {
-                while let Some(answered) = flight.next(disk) {
-                    // A ring that is broken is not touched; what is in flight is awaited all the same.
-                    if self.is_running() && !self.broken && failed.is_none() {
-                        failed = self.put(&memory, answered).err();
-                    }
-                }
-                if !flight.is_empty() {
-                    failed = flight.wait().map_err(RingError::Engine).err().or(failed);
+    ///
+    /// # Errors
+    /// When the kernel does not tell what is done: something is in flight still, and the process cannot go on.
+    pub fn drain(&mut self, disk: &mut Disk) -> Result<(), Errno> {
+        let Some(mut flight) = self.flight.take() else { return Ok(()) };
+        let drained = self.answer_all(&mut flight, disk);
+        self.flight = Some(flight);
+        drained
+    }
+
+    fn answer_all(&mut self, flight: &mut Flight, disk: &mut Disk) -> Result<(), Errno> {
+        let Some(memory) = flight.memory() else { return Ok(()) };
+        // What is available waits for what is done here.
+        self.pending |= flight.is_full();
+        let mut failed = false;
+        while !flight.is_empty() {
+            while let Some(answered) = flight.next(disk) {
+                // A ring that is broken is not touched; what is in flight is awaited all the same.
+                if self.is_running() && !self.broken && !failed {
+                    failed = self.put(&memory, answered).is_err();
                 }
             }
-            if self.is_running() && !self.broken {
-                failed = failed.or_else(|| self.notify(&memory).err());
-                if failed.is_some() {
-                    self.set_broken();
-                }
+            if !flight.is_empty() {
+                flight.wait()?;
             }
         }
-        self.flight = Some(flight);
+        if self.is_running() && !self.broken && (failed || self.notify(&memory).is_err()) {
+            self.set_broken();
+        }
+        Ok(())
     }
 
     /// Does up to a batch of requests and notifies the driver if it wants to know.
     ///
     /// # Errors
-    /// When the driver broke the ring, which is not processed again until it was stopped.
+    /// When the driver broke the ring, which is not processed again until it was stopped; or [`RingError::Engine`], after
+    /// which the process cannot go on.
     pub fn process(&mut self, memory: &Arc<Memory>, disk: &mut Disk) -> Result<Progress, RingError> {
-        if !self.is_active() {
+        if !self.has_work() {
             return Ok(Progress::Idle);
         }
-        let progress = self.process_batch(memory, disk).inspect_err(|_error| {
-            self.drain(disk);
-            self.set_broken();
-        })?;
-        self.pending = progress == Progress::More;
-        Ok(progress)
+        let done = if self.enabled { self.process_batch(memory, disk) } else { self.answer_done(memory, disk) };
+        match done {
+            Ok(progress) => {
+                self.pending = progress == Progress::More;
+                Ok(progress)
+            }
+            Err(error) => {
+                let drained = self.drain(disk);
+                self.set_broken();
+                drained.map_err(RingError::Engine)?;
+                Err(error)
+            }
+        }
     }
 
     fn process_batch(&mut self, memory: &Arc<Memory>, disk: &mut Disk) -> Result<Progress, RingError> {
@@ -82,11 +97,24 @@ impl Ring {
             if left.is_used_up() {
                 return Ok(Progress::More);
             }
+            // What is available waits until something is done, of which the kernel tells.
+            if self.flight.as_ref().is_some_and(Flight::is_full) {
+                return Ok(Progress::Idle);
+            }
             // Only now, so that a driver that goes on at once needs no notification for what it makes available.
             if !self.queue.enable_notification(&**memory).map_err(RingError::Queue)? {
                 return Ok(Progress::Idle);
             }
         }
+    }
+
+    /// Answers what is done, and begins nothing.
+    fn answer_done(&mut self, memory: &Arc<Memory>, disk: &mut Disk) -> Result<Progress, RingError> {
+        let Some(mut flight) = self.flight.take() else { return Ok(Progress::Idle) };
+        let done = self.start_available(memory, disk, &mut Left { requests: 0, bytes: 0 }, &mut flight);
+        self.flight = Some(flight);
+        self.notify(memory)?;
+        done.map(|()| Progress::Idle)
     }
 
     /// Does what is available, as much as is `left`.
@@ -149,7 +177,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Answers what is done, and begins what is available, as much as is `left`.
+    /// Answers what is done, and begins what is available, as much as is `left` and may be in flight.
     fn start_available(
         &mut self,
         memory: &Arc<Memory>,
@@ -161,7 +189,7 @@ impl Ring {
         while let Some(answered) = flight.next(disk) {
             self.put(memory, answered)?;
         }
-        while !left.is_used_up() {
+        while !left.is_used_up() && !flight.is_full() {
             let next = self.queue.iter(&**memory).map_err(RingError::Queue)?.next();
             let Some(chain) = next else { break };
             let head = chain.head_index();
@@ -175,11 +203,7 @@ impl Ring {
             }
             left.bytes = left.bytes.saturating_sub(disk.take_work_bytes());
         }
-        match flight.submit() {
-            // The kernel is short of memory, or of room for what is done: it stays to be handed over.
-            Ok(()) | Err(Errno::EAGAIN | Errno::EBUSY) => {}
-            Err(errno) => return Err(RingError::Engine(errno)),
-        }
+        flight.submit().map_err(RingError::Engine)?;
         // What needed no waiting is done by now; what was done in part is handed over with the next batch, at once.
         while let Some(answered) = flight.next(disk) {
             self.put(memory, answered)?;

@@ -132,6 +132,24 @@ fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
     [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
 }
 
+/// The bytes of a request of which two may be in flight.
+const LARGE: u32 = 24 << 20;
+
+/// Makes reads of [`LARGE`] bytes available, all to the same memory.
+fn publish_large(driver: &mut Driver, count: u16) {
+    const PIECE: u32 = 256 << 10;
+    driver.put(BUFFERS, &header(virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN, 0));
+    let mut chain = vec![(SEAM, PIECE, WRITE); usize::try_from(LARGE / PIECE).unwrap()];
+    chain.insert(0, (BUFFERS, 16, 0));
+    chain.push((BUFFERS + 16, 1, WRITE));
+    driver.link(TABLE, &chain);
+    for head in 0..count {
+        let len = u32::try_from(16 * chain.len()).unwrap();
+        Desc(TABLE, len, INDIRECT, 0).store(&driver.memory, DESCRIPTORS, head.into());
+        driver.publish(head);
+    }
+}
+
 /// A device and its driver, without sockets between them.
 type Bench = BenchOf<false>;
 

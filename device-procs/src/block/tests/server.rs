@@ -1,5 +1,6 @@
 //! The whole server over a real vhost-user connection, with the `vhost` crate's front end.
 
+use super::super::backend::Backend;
 use super::super::server::{End, ServeError, serve};
 use super::super::uring::Uring;
 use super::*;
@@ -59,18 +60,26 @@ impl Machine {
     }
 
     pub(super) fn with_engine(mode: DiskMode, image: &Spy, engine: DiskEngine) -> Self {
+        let file = image.clone();
+        Self::with_backend(mode, image, move |disk| {
+            let uring = (engine == DiskEngine::IoUring).then(|| Uring::new(file.0.file.as_fd()).unwrap());
+            crate::block::backend(disk, uring).unwrap()
+        })
+    }
+
+    pub(super) fn with_backend(
+        mode: DiskMode,
+        image: &Spy,
+        backend: impl FnOnce(Disk) -> Backend + Send + 'static,
+    ) -> Self {
         let overlay = (mode == DiskMode::Ephemeral).then(|| Box::new(Spy::new(&[])) as Box<dyn Store>);
         let capacity = SectorCount::from_bytes(image.content().len() as u64).unwrap();
         let id = DiskId::try_from("disk0".to_owned()).unwrap();
         let disk = Disk::new(mode, capacity, id, Box::new(image.clone()), overlay).unwrap();
         let (broker, control) = Channel::pair().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let image = image.clone();
         // A ring belongs to the thread that made it.
-        let server = std::thread::spawn(move || {
-            let uring = (engine == DiskEngine::IoUring).then(|| Uring::new(image.0.file.as_fd()).unwrap());
-            serve(&control, theirs, crate::block::backend(disk, uring).unwrap())
-        });
+        let server = std::thread::spawn(move || serve(&control, theirs, backend(disk)));
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         Self {
             driver: Driver { memory: shared_memory(), index: 0 },
@@ -120,7 +129,8 @@ impl Machine {
         self.front_end.set_vring_enable(0, true).unwrap();
     }
 
-    pub(super) fn request(&mut self, kind: u32, sector: u64, out: &[u8], in_bytes: u32) -> (u8, Vec<u8>) {
+    /// Makes a request available, and kicks; gives the used index that its answer will have.
+    pub(super) fn publish(&mut self, kind: u32, sector: u64, out: &[u8], in_bytes: u32) -> u16 {
         let len = in_bytes.max(u32::try_from(out.len()).unwrap());
         let flags = if in_bytes > 0 { WRITE } else { 0 };
         self.driver.put(HEADER, &header(kind, sector));
@@ -131,10 +141,24 @@ impl Machine {
         self.driver.put(AVAILABLE + 4 + 2 * u64::from(QUEUE_SIZE), &next.to_le_bytes());
         self.driver.publish(0);
         self.kick.write(1).unwrap();
-        await_event(self.call.as_fd_here());
-        self.call.read().unwrap();
+        next
+    }
+
+    pub(super) fn request(&mut self, kind: u32, sector: u64, out: &[u8], in_bytes: u32) -> (u8, Vec<u8>) {
+        let next = self.publish(kind, sector, out, in_bytes);
+        self.wait();
         assert_eq!(self.driver.used_index(), next.wrapping_add(1));
         (self.driver.get(STATUS, 1)[0], self.driver.get(DATA, usize::try_from(in_bytes).unwrap()))
+    }
+
+    fn wait(&self) {
+        await_event(self.call.as_fd_here());
+        self.call.read().unwrap();
+    }
+
+    pub(super) fn kick_and_wait(&self) {
+        self.kick.write(1).unwrap();
+        self.wait();
     }
 
     pub(super) fn join(self) -> Result<End, ServeError> {

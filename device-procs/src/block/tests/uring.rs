@@ -61,6 +61,19 @@ fn file_that_lost_its_end_is_an_error_of_the_request() {
     assert_eq!(machine.request(IN, 0, &[], 512), (0, vec![7; 512]));
 }
 
+#[test]
+fn requests_that_had_to_wait_are_done_without_another_kick() {
+    let image = Spy::new(&[]);
+    image.0.file.set_len(LARGE.into()).unwrap();
+    let mut machine = machine(DiskMode::ReadOnly, &image);
+    // used_event: interrupt for the last one.
+    machine.driver.put(AVAILABLE + 4 + 2 * u64::from(QUEUE_SIZE), &7u16.to_le_bytes());
+    publish_large(&mut machine.driver, 8);
+    machine.kick_and_wait();
+    assert_eq!(machine.driver.used_index(), 8);
+    machine.join().unwrap();
+}
+
 /// Hands one entry over to a ring for a file of 512 bytes, and gives its result.
 fn hand_over(entry: &squeue::Entry) -> i32 {
     let image = Spy::new(&[7; 512]);
