@@ -319,7 +319,11 @@ impl Look {
         let folder = self.folder.folder("fd").map_err(unreadable(self.name))?;
         let link = |fd: &str| folder.link(fd).map_err(unreadable(self.name));
         for fd in self.folder.folder("fd").and_then(Folder::names).map_err(unreadable(self.name))? {
-            let stat = folder.stat(&fd).map_err(unreadable(self.name))?;
+            let stat = match folder.stat(&fd) {
+                // It was closed since it was listed, as those that come with `Ready` are once they are sent off.
+                Err((_, error)) if error.kind() == io::ErrorKind::NotFound => continue,
+                stat => stat.map_err(unreadable(self.name))?,
+            };
             let target = || folder.link(&fd).map_err(|(_, error)| error);
             let failed = |source| JailViolation::Unreadable { process: self.name, path: folder.path(&fd), source };
             let identity = Identity::of(&stat, target).map_err(failed)?;

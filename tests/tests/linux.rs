@@ -172,9 +172,19 @@ fn read_write_disk_holds_what_the_guest_wrote_and_nothing_else_changed() {
 #[test]
 #[ignore = "needs a /dev/kvm that runs Linux: run by `cargo xtask test`"]
 fn file_system_on_a_read_write_disk_is_clean_and_complete_after_poweroff() {
+    files_are_there_after_poweroff("rw");
+}
+
+#[test]
+#[ignore = "needs a /dev/kvm that runs Linux: run by `cargo xtask test`"]
+fn file_system_on_a_disk_with_io_uring_is_clean_and_complete_after_poweroff() {
+    files_are_there_after_poweroff("rw:io-uring");
+}
+
+fn files_are_there_after_poweroff(mode: &str) {
     let guest = Guest::new().test("files-vda");
     let image = guest.root_image();
-    let ended = guest.disk(&image, "rw").boot().end();
+    let ended = guest.disk(&image, mode).boot().end();
     ended.expect(0, "guest-poweroff");
     assert_eq!(ended.line("bulkhead-guest: tri"), "mmed", "{ended}");
     assert_eq!(ended.line("bulkhead-guest: unm"), "ounted", "{ended}");

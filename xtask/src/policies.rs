@@ -133,7 +133,7 @@ mod tests {
         let usage = usage(Architecture::X86_64, trace, Scope::Small).unwrap();
         let json = in_json(Architecture::X86_64, &usage);
         assert_eq!(json.pointer("/clean"), Some(&json!(false)));
-        assert_eq!(json.pointer("/filters").and_then(Value::as_array).map(Vec::len), Some(6));
+        assert_eq!(json.pointer("/filters").and_then(Value::as_array).map(Vec::len), Some(7));
         assert_eq!(json.pointer("/missing/0/syscall"), Some(&json!("openat")));
         assert_eq!(json.pointer("/missing").and_then(Value::as_array).map(Vec::len), Some(1));
     }

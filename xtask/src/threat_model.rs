@@ -305,7 +305,7 @@ mod tests {
         for (program, name) in names {
             let places = match program {
                 "policies" => vec!["policies/tests/jail.rs".to_owned()],
-                "block" => ["malformed", "requests", "server"]
+                "block" => ["malformed", "requests", "server", "uring"]
                     .map(|file| format!("device-procs/src/block/tests/{file}.rs"))
                     .to_vec(),
                 _ => vec![format!("tests/tests/{program}.rs")],
