@@ -6,7 +6,7 @@ use super::budget::{Budget, cost_of_discard, cost_of_write};
 use super::buffers::Buffers;
 use super::flight::Action;
 use super::overlay::{MAX_IMAGE_BYTES, Overlay};
-use super::request::{Extent, Request, Status};
+use super::request::{Extent, Refusal, Request, Status};
 use super::store::{Store, StoreError, allocate, read_exact, write_exact, write_zeros};
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
@@ -123,8 +123,18 @@ impl Disk {
         std::mem::take(&mut self.over_budget)
     }
 
-    /// Whether the budget allows for a request, which is paid for then; to be asked once, before it is done.
-    pub(super) fn pay(&mut self, request: &Request<'_>) -> bool {
+    /// Lets a request be done that was not refused and that the budget allows for, which is paid for then; else gives its
+    /// status. To be asked once, before it is done.
+    pub(super) fn admit<'m>(&mut self, request: Result<Request<'m>, Refusal>) -> Result<Request<'m>, Status> {
+        match request {
+            Ok(request) if self.pay(&request) => Ok(request),
+            Ok(_) => Err(Status::IoError),
+            Err(refusal) => Err(refusal.status()),
+        }
+    }
+
+    /// Whether the budget allows for a request.
+    fn pay(&mut self, request: &Request<'_>) -> bool {
         let Some(budget) = &self.budget else { return true };
         let bytes = match request {
             Request::Write { extent, .. } => cost_of_write(extent),

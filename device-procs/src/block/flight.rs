@@ -12,7 +12,6 @@ use super::run::Answered;
 use super::store::StoreError;
 use nix::errno::Errno;
 use std::sync::Arc;
-use vm_memory::Bytes;
 
 /// No request is begun while this many bytes are in flight, so that waiting for all of them has an end. One that is begun
 /// before may exceed it, by the most that a request has ([`MAX_DATA_BYTES`](super::request::MAX_DATA_BYTES)).
@@ -132,11 +131,7 @@ impl Flight {
         };
         // What is outside of memory has no status either.
         let lost = Answered { head, written: None };
-        let plan = match request {
-            Ok(request) if disk.pay(&request) => disk.plan(request),
-            Ok(_) => Plan::Done(Status::IoError),
-            Err(refusal) => Plan::Done(refusal.status()),
-        };
+        let plan = disk.admit(request).map_or_else(Plan::Done, |request| disk.plan(request));
         let operation = match plan {
             Plan::Done(status) => return Some(answer(status).unwrap_or(lost)),
             Plan::Sync => Operation { action: Action::Sync, offset: 0, held: Held::nothing(memory) },
@@ -195,10 +190,7 @@ impl Flight {
 impl Slot {
     /// Writes the status.
     fn answer(self, head: u16, status: Status) -> Answered {
-        let data = if status == Status::Ok { self.writable_bytes } else { 0 };
-        let slice = self.status.buffers().slices().next();
-        let written = slice.and_then(|slice| slice.write_obj(status.byte(), 0).ok());
-        Answered { head, written: written.map(|()| data.saturating_add(1)) }
+        Answered::write(head, self.status.buffers().slices().next(), status, self.writable_bytes)
     }
 }
 

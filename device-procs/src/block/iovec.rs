@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use vm_memory::VolatileSlice;
 
 /// The most iovecs of one call: `UIO_MAXIOV`, "man 2 readv".
-const MAX_IOVECS: usize = 1024;
+pub(super) const MAX_IOVECS: usize = 1024;
 
 /// Reads from `file` at `offset` into the slices, in order; gives the number of bytes, which may be short.
 pub(super) fn read_at<'a, 'm: 'a>(

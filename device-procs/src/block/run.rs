@@ -4,6 +4,7 @@
 //! alone; to do one twice does no harm, as nobody was told of the first time.
 
 use super::disk::Disk;
+use super::iovec::MAX_IOVECS;
 use super::request::{Extent, Parsed, Request, Status};
 use vm_memory::{Bytes, VolatileSlice};
 
@@ -11,8 +12,6 @@ use vm_memory::{Bytes, VolatileSlice};
 const MAX_BYTES: u64 = 1 << 20;
 /// The most requests of a run.
 const MAX_PARTS: usize = 64;
-/// The most pieces of memory in a run: what one call takes (`UIO_MAXIOV`).
-const MAX_PIECES: usize = 1024;
 
 /// Where the answer to a request goes.
 #[derive(Debug)]
@@ -33,6 +32,15 @@ pub(super) struct Answered {
     pub(super) written: Option<u32>,
 }
 
+impl Answered {
+    /// Writes the status to its buffer, if it has one; `writable_bytes` are those before it.
+    pub(super) fn write(head: u16, buffer: Option<&VolatileSlice<'_>>, status: Status, writable_bytes: u32) -> Self {
+        let data = if status == Status::Ok { writable_bytes } else { 0 };
+        let written = buffer.and_then(|buffer| buffer.write_obj(status.byte(), 0).ok());
+        Self { head, written: written.map(|()| data.saturating_add(1)) }
+    }
+}
+
 /// A request, or several that are done as one.
 #[derive(Debug)]
 pub(super) struct Run<'m> {
@@ -46,11 +54,7 @@ impl<'m> Run<'m> {
     /// One request, which is paid for, or is refused with the status.
     pub(super) fn new(head: u16, parsed: Parsed<'m>, disk: &mut Disk) -> Self {
         let Parsed { request, status, writable_bytes } = parsed;
-        let request = match request {
-            Ok(request) if disk.pay(&request) => Ok(request),
-            Ok(_) => Err(Status::IoError),
-            Err(refusal) => Err(refusal.status()),
-        };
+        let request = disk.admit(request);
         let bytes = request.as_ref().map_or(0, |request| request.extent().map_or(0, Extent::len));
         Self { request, first: Part { head, status, writable_bytes, bytes }, more: Vec::new() }
     }
@@ -80,7 +84,7 @@ impl<'m> Run<'m> {
     fn fits(&self, next: &Self) -> bool {
         let (Ok(mine), Ok(theirs)) = (&self.request, &next.request) else { return false };
         let pieces = mine.pieces().saturating_add(theirs.pieces());
-        self.more.len() < MAX_PARTS && pieces <= MAX_PIECES && mine.is_followed_by(theirs, MAX_BYTES)
+        self.more.len() < MAX_PARTS && pieces <= MAX_IOVECS && mine.is_followed_by(theirs, MAX_BYTES)
     }
 
     /// Does it, writes each status, and gives each answer to `take`.
@@ -108,9 +112,7 @@ impl<'m> Run<'m> {
 impl Part<'_> {
     /// Writes the status.
     fn answer(self, status: Status) -> Answered {
-        let data = if status == Status::Ok { self.writable_bytes } else { 0 };
-        let written = self.status.write_obj(status.byte(), 0).ok().map(|()| data.saturating_add(1));
-        Answered { head: self.head, written }
+        Answered::write(self.head, Some(&self.status), status, self.writable_bytes)
     }
 }
 

@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "the kernel takes addresses by the ring, which no type can follow")]
 
 use super::flight::{Action, Completion, Kernel, Operation};
+use super::iovec::MAX_IOVECS;
 use super::queue::QUEUE_SIZE;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
@@ -15,8 +16,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use wire::message::URING_WORKERS;
 
-/// The most iovecs of one operation: `UIO_MAXIOV`, "man 2 readv".
-const MAX_IOVECS: usize = 1024;
 /// The place of the image among the registered files.
 const IMAGE: types::Fixed = types::Fixed(0);
 
