@@ -258,20 +258,6 @@ memcmp:
 "#
 );
 
-// ELF note of the PVH boot protocol (Xen "x86/HVM direct boot ABI", XEN_ELFNOTE_PHYS32_ENTRY).
-#[cfg(pvh)]
-global_asm!(
-    r#"
-.section .note.Xen, "a", @note
-.balign 4
-    .long 4
-    .long 8
-    .long 18
-    .asciz "Xen"
-    .quad pvh_start
-"#
-);
-
 /// What the boot protocol passed.
 #[derive(Clone, Copy)]
 pub struct BootInfo {

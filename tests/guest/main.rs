@@ -11,6 +11,8 @@ mod boot;
 mod console;
 mod cpu;
 mod malformed;
+#[cfg(pvh)]
+mod pvh;
 mod scenario;
 mod virtio;
 

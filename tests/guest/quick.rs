@@ -5,6 +5,8 @@
 #![no_std]
 #![no_main]
 
+mod pvh;
+
 use core::arch::global_asm;
 
 global_asm!(
@@ -62,15 +64,6 @@ pvh_start:
 .balign 16
 nothing:
     .quad 0, 0
-
-// XEN_ELFNOTE_PHYS32_ENTRY of the same document.
-.section .note.Xen, "a", @note
-.balign 4
-    .long 4
-    .long 8
-    .long 18
-    .asciz "Xen"
-    .quad pvh_start
 "#
 );
 
